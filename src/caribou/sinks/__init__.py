@@ -1,0 +1,1 @@
+"""Where rows go: one module per backend, each a :class:`~caribou.sinks.base.Sink`."""
