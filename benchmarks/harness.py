@@ -1,0 +1,156 @@
+"""What the benchmarks share: the sink's process, measured sub-processes, loop lag, memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from array import array
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Sink:
+    """A running null sink."""
+
+    url: str
+
+    def counts(self) -> dict[str, int]:
+        """Rows by table, and ``otlp`` spans, that have arrived since it started."""
+        with urllib.request.urlopen(f"{self.url}/counts") as response:
+            return json.load(response)
+
+
+@contextlib.contextmanager
+def null_sink() -> Iterator[Sink]:
+    """A null sink in a process of its own."""
+    command = [sys.executable, str(HERE / "null_sink.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield Sink(f"http://127.0.0.1:{int(process.stdout.readline())}")
+        finally:
+            process.stdin.close()
+            process.wait(5)
+
+
+def measure(program: str, *arguments: str, sink: bool = True) -> dict[str, float]:
+    """Run one side of a benchmark in a fresh process with a fresh journal and a fresh sink.
+
+    The program prints its figures as one JSON object; ``counts`` of the sink are added.
+    """
+    with contextlib.ExitStack() as stack:
+        home = stack.enter_context(tempfile.TemporaryDirectory(prefix="caribou-bench-"))
+        own = ("CARIBOU_", "CLICKHOUSE_", "OTEL_")
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(own)}
+        environment["CARIBOU_HOME"] = home
+        receiver = stack.enter_context(null_sink()) if sink else None
+        if receiver:
+            environment["CLICKHOUSE_URL"] = receiver.url
+            environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = receiver.url
+        command = [sys.executable, str(HERE / program), *arguments]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+        figures: dict[str, float] = json.loads(done.stdout)
+        if receiver:
+            figures |= {f"sink_{name}": count for name, count in receiver.counts().items()}
+        return figures
+
+
+def texts(count: int, length: int) -> list[str]:
+    """Different texts of ``length`` characters that compress about as prose does."""
+    chance = random.Random(17)
+    words = [
+        "".join(chance.choices("etaoinshrdlucmfwyp", k=chance.randint(2, 9))) for _ in range(999)
+    ]
+    return [" ".join(chance.choices(words, k=length // 3 + 1))[:length] for _ in range(count)]
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which ``share`` (0..1) of ``values`` lie; 0 when there are none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
+
+
+@contextlib.asynccontextmanager
+async def watch_lag(interval: float = 0.001) -> AsyncIterator[array[float]]:
+    """Collect by how many seconds a task that sleeps ``interval`` is woken too late."""
+    lags: array[float] = array("d")
+
+    async def watch() -> None:
+        while True:
+            start = time.perf_counter()
+            await asyncio.sleep(interval)
+            lags.append(time.perf_counter() - start - interval)
+
+    task = asyncio.create_task(watch())
+    try:
+        yield lags
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@contextlib.contextmanager
+def gil_hog() -> Iterator[None]:
+    """Another thread that computes without a pause, as a tokenizer in pure Python does."""
+    stop = False
+
+    def compute() -> None:
+        while not stop:
+            sum(range(1000))
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop = True
+        thread.join()
+
+
+class PeakMemory:
+    """The growth of the process's resident memory, at its peak, since this was made."""
+
+    def __init__(self) -> None:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
+        self._start = self._read("VmRSS")
+
+    def growth(self) -> float:
+        """MiB; not a number where the system does not tell (only Linux does)."""
+        return (self._read("VmHWM") - self._start) / 1024
+
+    @staticmethod
+    def _read(field: str) -> float:
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith(f"{field}:"):
+                    return float(line.split()[1])
+        return float("nan")
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a plain table: the first column left, the others right."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    print(f"\n{title}")
+    for line in lines:
+        first, *others = (
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        print("  ".join([first, *others]))
