@@ -1,0 +1,17 @@
+"""The ClickHouse tables: their DDL as ``.sql`` files, its migrations, and how rows are put in."""
+
+from __future__ import annotations
+
+from caribou.schema.migrate import migrate, migrate_sync, render
+from caribou.schema.tables import TABLES, Table, insert_statement, quote, quote_text
+
+__all__ = [
+    "TABLES",
+    "Table",
+    "insert_statement",
+    "migrate",
+    "migrate_sync",
+    "quote",
+    "quote_text",
+    "render",
+]
