@@ -1,0 +1,86 @@
+"""What README and docs show is run: examples, commands, links, names of settings."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import caribou
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SETTING = re.compile(r"\b(?:CARIBOU|CLICKHOUSE)_[A-Z_]+\b")
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Every fenced block in ``language``, with a name for the test's report."""
+    found: list[tuple[str, str]] = []
+    for page in PAGES:
+        pattern = rf"^```{language}\n(.*?)^```$"
+        for match in re.finditer(pattern, page.read_text(), re.DOTALL | re.MULTILINE):
+            line = page.read_text().count("\n", 0, match.start()) + 1
+            found.append((f"{page.name}:{line}", match[1]))
+    return found
+
+
+def environment(home: Path) -> dict[str, str]:
+    """This process's variables without any setting of ours, and a store of its own."""
+    kept = {name: value for name, value in os.environ.items() if not SETTING.fullmatch(name)}
+    return kept | {"CARIBOU_HOME": str(home)}
+
+
+def commands() -> list[str]:
+    """Every command line of ours in the shell blocks, continued lines joined."""
+    text = "\n".join(block for _, block in blocks("bash")).replace("\\\n", " ")
+    return [line for line in text.splitlines() if line.startswith("caribou ")]
+
+
+@cache
+def help_text(command: str) -> str:
+    """What a command says about itself."""
+    arguments = [sys.executable, "-m", "caribou", command, "--help"]
+    return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(("name", "source"), blocks("python"), ids=lambda value: value[:40])
+def test_python_example_runs(name: str, source: str, tmp_path: Path) -> None:
+    script = tmp_path / "example.py"
+    script.write_text(source)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)],
+        cwd=tmp_path,
+        env=environment(tmp_path / "home"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), name
+
+
+@pytest.mark.parametrize("line", commands())
+def test_shell_example_uses_options_that_exist(line: str) -> None:
+    _, command, *arguments = shlex.split(line, comments=True)
+    options = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
+    known = set(re.findall(r"--[a-z][a-z-]*", help_text(command)))
+    assert options <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert missing == []
+
+
+def test_reference_names_every_public_name_and_setting() -> None:
+    reference = (ROOT / "docs" / "reference.md").read_text()
+    sources = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    wanted = {*caribou.__all__, *SETTING.findall(sources)}
+    assert {name for name in wanted if not re.search(rf"\b{name}\b", reference)} == set()
