@@ -1,0 +1,421 @@
+"""The runtime of this process: settings, journal and I/O thread, made when first needed.
+
+There is at most one. It is made by the first rollout (off the caller's loop) or the first blocking
+call, and ends with ``shutdown()``; what is logged later starts another. A forked child lets go of
+what it inherited and makes its own. At interpreter exit a bounded flush runs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ._settings import Settings
+from .delivery.accounting import FlushResult, SinkStats, Stats
+from .errors import CaribouError
+from .journal.journal import Journal
+from .journal.stream import Stream
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from .sinks.base import Sink
+
+__all__ = [
+    "Runtime",
+    "count_outside",
+    "current",
+    "flush",
+    "flush_blocking",
+    "ready",
+    "reconfigure",
+    "shutdown",
+    "shutdown_blocking",
+    "stats",
+]
+
+_logger = logging.getLogger("caribou")
+
+T = TypeVar("T")
+
+EXIT_TIMEOUT = 5.0
+RETIRE_TIMEOUT = 30.0
+# Beyond a deadline that has passed: what stopping a thread and closing files may still take.
+_GRACE = 0.1
+
+
+class Runtime:
+    """Journal and delivery under one set of settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Open the journal (a few milliseconds of file work) and start the I/O thread."""
+        self.settings = settings
+        self.outside_rollout = 0
+        self._refused: Counter[str] = Counter()
+        self._refused_lock = threading.Lock()
+        self._pid = os.getpid()
+        on_disk = settings.journal == "disk"
+        sinks = _durable_sinks(settings)
+        root = settings.journal_dir if on_disk else None
+        self.journal = Journal(
+            root,
+            sinks=sinks,
+            max_bytes=settings.max_journal_bytes,
+            rolled=self._rolled,
+            successor=_successor,
+        )
+        self._local = not sinks
+        _register_exit()
+        # asyncio is imported here, by the first rollout, and not by `import caribou`.
+        from .delivery.dispatcher import Dispatcher
+        from .delivery.io_thread import IOThread
+
+        self._dispatcher = Dispatcher(
+            self.journal,
+            root if self.journal.owner is not None else None,
+            lambda: _make_sinks(settings),
+            durable=sinks,
+            batch_bytes=settings.batch_bytes,
+            batch_rows=settings.batch_rows,
+            batch_age=settings.batch_age,
+        )
+        self._io = IOThread(self._dispatcher.run)
+        self._io.start()
+
+    @property
+    def streams(self) -> dict[str, Stream]:
+        """The stream of each table."""
+        return self.journal.streams
+
+    @property
+    def accepting(self) -> bool:
+        """False while the journal's bound is reached or its disk is full: new rollouts run
+        untraced, so that no trace is ever kept in part."""
+        return self.journal.accepting
+
+    @property
+    def alive(self) -> bool:
+        """Whether the I/O thread is at work."""
+        return self._io.alive
+
+    def count_dropped(self, reason: str, rows: int) -> None:
+        """Count rows that were logged and are deliberately not recorded."""
+        with self._refused_lock:
+            self._refused[reason] += rows
+
+    def sink_stats(self) -> dict[str, SinkStats]:
+        """The account of each sink."""
+        refused = self._refused.copy()
+        if self._local:
+            rows = sum(stream.rows for stream in self.streams.values())
+            stored = SinkStats(
+                logged=rows + refused.total(),
+                recovered=0,
+                delivered=rows,
+                pending=0,
+                dropped=dict(refused),
+            )
+            return {"local": stored}
+        accounts: dict[str, SinkStats] = {}
+        for name, (ledger, tables) in self._dispatcher.accounts().items():
+            rows = sum(self.streams[table].rows for table in tables)
+            accounts[name] = ledger.stats(rows, refused)
+        return accounts
+
+    def flush(self, timeout: float, *, recovered: bool = False) -> FlushResult:
+        """Wait for delivery, at most ``timeout`` seconds. Blocks; never call it in a loop."""
+        began = time.monotonic()
+        complete = self._flush(timeout, recovered=recovered)
+        return FlushResult(
+            complete=complete, seconds=time.monotonic() - began, sinks=self.sink_stats()
+        )
+
+    def _flush(self, timeout: float, *, recovered: bool) -> bool:
+        from concurrent.futures import wait
+
+        future = self._submit(self._dispatcher.flush(recovered=recovered))
+        if future is None:
+            return False
+        wait([future], max(0.0, timeout))
+        if not future.done():
+            future.cancel()
+            return False
+        return not future.cancelled() and future.exception() is None
+
+    def _submit(self, coroutine: Coroutine[Any, Any, None]) -> Future[None] | None:
+        try:
+            return self._io.submit(coroutine)
+        except RuntimeError:
+            # The thread was lost. Rows are in the journal; a new thread carries them.
+            coroutine.close()
+            return None
+
+    def close(self, timeout: float) -> FlushResult:
+        """Flush, stop, release; by the deadline, whatever the backend does."""
+        began = time.monotonic()
+        deadline = began + timeout
+        complete = self._flush(timeout, recovered=True)
+        # From here on rows go to a successor. One more look takes what came during the flush.
+        for stream in self.streams.values():
+            stream.close()
+        if complete:
+            complete = self._flush(deadline - time.monotonic(), recovered=False)
+        ended = self._io.stop(max(_GRACE, deadline - time.monotonic()))
+        sinks = self.sink_stats()
+        if ended:
+            self.journal.close(delivered=complete and self._dispatcher.delivered)
+        else:
+            _logger.debug("The I/O thread did not stop in time; the journal stays with it.")
+        return FlushResult(complete=complete, seconds=time.monotonic() - began, sinks=sinks)
+
+    def abandon(self) -> None:
+        """In a forked child."""
+        self.journal.abandon()
+
+    def _rolled(self) -> None:
+        self._io.call(self._dispatcher.rolled)
+
+
+def _durable_sinks(settings: Settings) -> dict[str, str]:
+    """The sinks that must acknowledge every row, and where each delivers to."""
+    if settings.clickhouse_url is None:
+        return {}
+    from .sinks.clickhouse_http import NAME, target_of
+
+    return {NAME: target_of(settings.clickhouse_url, settings.clickhouse_database)}
+
+
+def _make_sinks(settings: Settings) -> Sequence[Sink]:
+    """Called in the I/O thread, where network libraries are imported."""
+    sinks: list[Sink] = []
+    if settings.clickhouse_url is not None:
+        from .sinks.clickhouse_http import ClickHouseHTTP
+
+        sinks.append(
+            ClickHouseHTTP(
+                settings.clickhouse_url,
+                database=settings.clickhouse_database,
+                user=settings.clickhouse_user,
+                password=settings.clickhouse_password,
+            )
+        )
+    if settings.debug:
+        from .sinks.console import Console
+
+        sinks.append(Console())
+    return sinks
+
+
+_lock = threading.Lock()
+_current: Runtime | None = None
+_settings: Settings | None = None
+_last_stats: dict[str, SinkStats] = {}
+_retiring: list[threading.Thread] = []
+_inherited: list[Runtime] = []
+_exit_registered = False
+
+
+def current() -> Runtime:
+    """The runtime of this process, made now if there is none.
+
+    Raises:
+        ConfigurationError: the environment holds a setting that cannot work.
+    """
+    runtime = _current
+    if runtime is not None and runtime.alive:
+        return runtime
+    return _make()
+
+
+async def ready() -> Runtime:
+    """As :func:`current`, but what has to touch files is done in a worker thread."""
+    runtime = _current
+    if runtime is not None and runtime.alive:
+        return runtime
+    return await _in_thread(_make)
+
+
+def reconfigure(settings: Settings) -> None:
+    """Use ``settings`` from now on.
+
+    A runtime whose journal and delivery they leave as they are goes on; another one delivers what
+    it has and ends in the background, while the next rollout starts its successor.
+    """
+    global _settings, _current
+    with _lock:
+        _settings = settings
+        previous = _current
+        if previous is None:
+            return
+        if _needs(previous.settings) == _needs(settings):
+            previous.settings = settings
+            return
+        _current = None
+        thread = threading.Thread(
+            target=previous.close, args=(RETIRE_TIMEOUT,), name="caribou-retire", daemon=True
+        )
+        _retiring.append(thread)
+    thread.start()
+
+
+def _needs(settings: Settings) -> Settings:
+    """The part of the settings that journal and delivery are built from."""
+    return dataclasses.replace(
+        settings, run_id=None, phase=None, sample_rate=1.0, redact=None, disabled=False
+    )
+
+
+def stats() -> Stats:
+    """Counts since this process's runtime was made; see :class:`Stats`."""
+    runtime = _current
+    if runtime is None:
+        return Stats(sinks=_last_stats, outside_rollout=_outside)
+    return Stats(
+        sinks=runtime.sink_stats(),
+        journal_bytes=runtime.journal.bytes_held,
+        outside_rollout=_outside,
+    )
+
+
+_outside = 0
+
+
+def count_outside() -> None:
+    """Count a call that had no rollout to belong to."""
+    global _outside
+    _outside += 1
+
+
+def flush_blocking(timeout: float = 5.0) -> FlushResult:
+    """As :func:`flush`, blocking the calling thread."""
+    deadline = time.monotonic() + timeout
+    _wait_for_retiring(deadline)
+    runtime = _current
+    if runtime is None:
+        return FlushResult(complete=True, seconds=0.0, sinks=_last_stats)
+    if not runtime.alive:
+        # The I/O thread was lost; its successor delivers what is in the journal.
+        runtime = _make()
+    return runtime.flush(deadline - time.monotonic())
+
+
+def shutdown_blocking(timeout: float = 10.0) -> FlushResult:
+    """As :func:`shutdown`, blocking the calling thread."""
+    global _current, _last_stats
+    deadline = time.monotonic() + timeout
+    with _lock:
+        runtime, _current = _current, None
+    _wait_for_retiring(deadline)
+    if runtime is None:
+        return FlushResult(complete=True, seconds=0.0, sinks=_last_stats)
+    result = runtime.close(deadline - time.monotonic())
+    _last_stats = result.sinks
+    return result
+
+
+def _wait_for_retiring(deadline: float) -> None:
+    while _retiring and time.monotonic() < deadline:
+        thread = _retiring[0]
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if not thread.is_alive():
+            _retiring.remove(thread)
+
+
+async def flush(timeout: float = 5.0) -> FlushResult:
+    """Wait until everything logged before the call is acknowledged by every sink.
+
+    Args:
+        timeout: seconds; the call returns by then, whatever the backend does, and the result
+            says what is pending. Cancelling it loses nothing.
+    """
+    if _current is None:
+        return flush_blocking(timeout)
+    return await _in_thread(lambda: flush_blocking(timeout))
+
+
+async def shutdown(timeout: float = 10.0) -> FlushResult:
+    """Flush, stop the I/O thread and release files and connections.
+
+    What could not be delivered by then stays in the journal and is delivered by the next process.
+    ``configure()`` or the next rollout starts again.
+
+    Args:
+        timeout: seconds; the call returns by then, whatever the backend does.
+    """
+    if _current is None:
+        return shutdown_blocking(timeout)
+    return await _in_thread(lambda: shutdown_blocking(timeout))
+
+
+def _make() -> Runtime:
+    global _current, _settings
+    with _lock:
+        if _current is not None and _current.alive:
+            return _current
+        lost = _current
+        if _settings is None:
+            _settings = Settings.from_environment()
+        _current = Runtime(_settings)
+        made = _current
+    if lost is not None:
+        # Its thread is gone. Once its folder is let go of, the new one adopts its rows.
+        lost.close(0.0)
+    return made
+
+
+def _successor(table: str) -> Stream:
+    return current().streams[table]
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    import anyio
+    import anyio.to_thread
+
+    # A limiter of its own: a program that uses up the default one cannot hold up a deadline.
+    return await anyio.to_thread.run_sync(
+        function, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+    )
+
+
+def _after_fork_in_child() -> None:
+    global _current, _lock
+    _lock = threading.Lock()
+    _retiring.clear()
+    runtime, _current = _current, None
+    if runtime is not None:
+        runtime.abandon()
+        # Never collected: closing the copy of its event loop would take the parent's file
+        # descriptors out of the epoll instance that both share.
+        _inherited.append(runtime)
+
+
+def _at_exit() -> None:
+    try:
+        shutdown_blocking(EXIT_TIMEOUT)
+    except (CaribouError, OSError):
+        # Rows are in the journal, and a program that is ending has nobody to tell.
+        _logger.debug("The flush at exit failed", exc_info=True)
+
+
+def _register_exit() -> None:
+    """Flush at interpreter exit, while executors still work (name resolution needs one).
+
+    Executors are shut down before ``atexit`` callbacks run. The hook that concurrent.futures
+    itself uses runs earlier, last registered first, so its own registration has to come before.
+    """
+    global _exit_registered
+    if not _exit_registered:
+
+        _exit_registered = True
+        getattr(threading, "_register_atexit", atexit.register)(_at_exit)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

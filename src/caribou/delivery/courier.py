@@ -1,0 +1,262 @@
+"""A courier carries the rows of one table to one sink.
+
+It makes one pass after another over the segments. A pass takes what was committed when it began,
+in batches of bounded bytes and rows, and ends when all of it is acknowledged or set aside. What
+arrives meanwhile waits for the next pass, so a busy sink gets few large batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..journal.cursor import InFlight
+from ..journal.reader import cut_rows
+from ..sinks.base import (
+    Ambiguous,
+    Batch,
+    Misconfigured,
+    Poison,
+    Sink,
+    SinkError,
+    TooLarge,
+)
+from .accounting import Ledger, Notices
+from .dead_letters import DeadLetters
+from .gate import Gate, backoff
+from .source import Readable, Source
+
+__all__ = ["Courier", "Link"]
+
+_logger = logging.getLogger("caribou")
+
+LONGEST_CONFIGURATION_DELAY = 30.0
+
+
+@dataclass(slots=True)
+class Link:
+    """What the couriers of one sink share."""
+
+    sink: Sink
+    dead_letters: DeadLetters
+    ledger: Ledger
+    batch_bytes: int
+    batch_rows: int
+    gate: Gate = field(default_factory=Gate)
+    notices: Notices = field(default_factory=Notices)
+
+
+class Courier:
+    """The rows of ``table``, from each source in turn, to the sink of ``link``."""
+
+    def __init__(self, table: str, link: Link, sources: Callable[[], Sequence[Source]]) -> None:
+        """``sources()`` gives what to deliver at the time: this process's own first."""
+        self.table = table
+        self._link = link
+        self._sources = sources
+        self._due = asyncio.Event()
+        self._all_due = False
+        self._nudged = asyncio.Event()
+        self._asked = 0
+        self._finished = 0
+        self._pass_ended = asyncio.Event()
+
+    def call(self, *, full_only: bool = False) -> None:
+        """Make a pass soon. ``full_only`` leaves the segment being written until a later one, so
+        that a busy stream goes in full batches."""
+        if not full_only:
+            self._all_due = True
+        self._due.set()
+
+    async def everything(self) -> None:
+        """Return once all that was committed before the call is settled, own rows first."""
+        self._asked += 1
+        ticket = self._asked
+        self._nudged.set()
+        self._link.gate.nudge()
+        self.call()
+        while self._finished < ticket:
+            await self._pass_ended.wait()
+
+    async def run(self) -> None:
+        """Make passes for ever."""
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            ticket = self._asked
+            full_only, self._all_due = not self._all_due, False
+            own, *adopted = self._sources()
+            await self._pass(own, full_only=full_only)
+            self._finished = ticket
+            self._pass_ended.set()
+            self._pass_ended = asyncio.Event()
+            for source in adopted:
+                await self._pass(source, interruptible=True)
+
+    async def _pass(
+        self, source: Source, *, full_only: bool = False, interruptible: bool = False
+    ) -> None:
+        """Deliver what ``source`` holds now. What dead processes left is given way by new rows:
+        an interruptible pass ends after a batch when one of this process's own is due."""
+        if self._link.sink.name not in source.cursors:
+            return
+        for segment in source.segments(self.table):
+            if full_only and not segment.sealed:
+                continue
+            cursor = source.cursors[self._link.sink.name]
+            upto = segment.committed
+            start = cursor.acknowledged(self.table, segment.number)
+            while start < upto:
+                if interruptible and self._due.is_set():
+                    return
+                in_doubt = cursor.in_flight(self.table, segment.number)
+                if in_doubt is not None and in_doubt.start == start:
+                    # The process that sent these bytes did not live to hear the answer.
+                    await self._settle(source, segment, in_doubt, in_doubt=True)
+                    start = in_doubt.end
+                else:
+                    batch = self._next_batch(segment, start, upto)
+                    await self._settle(source, segment, batch)
+                    start = batch.end
+            source.settle(segment)
+
+    def _next_batch(self, segment: Readable, start: int, upto: int) -> InFlight:
+        end = min(upto, start + self._link.batch_bytes)
+        if end < upto:
+            # Whole rows only; a row larger than a batch goes alone.
+            end = segment.map.rfind(b"\n", start, end) + 1
+            if end == 0:
+                end = segment.map.find(b"\n", start, upto) + 1
+        end, rows = cut_rows(segment.map, start, end, self._link.batch_rows)
+        return InFlight(start, end, rows)
+
+    async def _settle(
+        self, source: Source, segment: Readable, what: InFlight, *, in_doubt: bool = False
+    ) -> None:
+        """Get these bytes acknowledged, splitting them as often as the backend asks for it."""
+        link = self._link
+        cursor = source.cursors[link.sink.name]
+        waiting = [what]
+        while waiting:
+            part = waiting.pop()
+            cursor.sending(self.table, segment.number, part)
+            outcome = await self._attempts(source, segment, part, in_doubt=in_doubt)
+            in_doubt = False
+            if isinstance(outcome, SinkError) and part.rows > 1:
+                first, second = self._halves(segment, part)
+                waiting += [second, first]
+                continue
+            if isinstance(outcome, SinkError):
+                await self._set_aside(source, segment, part, outcome)
+                link.ledger.dropped["dead_letter"] += part.rows
+            else:
+                link.ledger.delivered += part.rows
+            cursor.acknowledge(self.table, segment.number, part.end)
+
+    def _halves(self, segment: Readable, part: InFlight) -> tuple[InFlight, InFlight]:
+        middle, rows = cut_rows(segment.map, part.start, part.end, part.rows // 2)
+        return (
+            InFlight(part.start, middle, rows),
+            InFlight(middle, part.end, part.rows - rows),
+        )
+
+    async def _attempts(
+        self, source: Source, segment: Readable, part: InFlight, *, in_doubt: bool
+    ) -> Literal["acknowledged"] | Poison | TooLarge:
+        """Try until the backend has the bytes or refuses them for what or how much they are."""
+        link = self._link
+        trouble = link.sink.name
+        misconfigured = 0
+        while True:
+            await link.gate.wait()
+            try:
+                with memoryview(segment.map)[part.start : part.end] as data:
+                    batch = Batch(
+                        table=self.table,
+                        batch_id=f"{source.name}:{self.table}:{segment.number}:{part.start}-{part.end}",
+                        rows=part.rows,
+                        data=data,
+                    )
+                    if not (in_doubt and await link.sink.confirm(batch)):
+                        in_doubt = False
+                        await link.sink.send(batch)
+            except asyncio.CancelledError:
+                link.gate.abandoned()
+                raise
+            except (Poison, TooLarge) as refusal:
+                link.gate.passed()
+                return refusal
+            except Misconfigured as error:
+                # One table's trouble with a right or a setting leaves the other tables alone.
+                link.gate.passed()
+                link.ledger.last_error = error.reason
+                link.notices.warn(
+                    f"{trouble}:{error.reason}",
+                    "%s does not take rows: %s. They are kept and tried again.",
+                    trouble,
+                    error.reason,
+                )
+                misconfigured += 1
+                await self._pause(backoff(misconfigured + 2, LONGEST_CONFIGURATION_DELAY))
+            except SinkError as error:
+                in_doubt = in_doubt or isinstance(error, Ambiguous)
+                self._failed(error.reason, error.retry_after)
+            except Exception as error:
+                # A defect in the sink: whether the rows were taken is as unknown as it can be.
+                _logger.debug("%s failed unexpectedly", trouble, exc_info=True)
+                in_doubt = True
+                self._failed(f"{type(error).__name__} in the sink", None)
+            else:
+                link.gate.passed()
+                link.ledger.last_error = None
+                link.notices.settle(trouble, "%s takes rows again.", trouble)
+                return "acknowledged"
+
+    def _failed(self, reason: str, retry_after: float | None) -> None:
+        link = self._link
+        link.ledger.last_error = reason
+        link.gate.failed(retry_after)
+        link.notices.warn(
+            link.sink.name,
+            "%s cannot be reached: %s. Rows wait in the journal and are delivered later.",
+            link.sink.name,
+            reason,
+        )
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but no longer than until somebody asks for a flush."""
+        self._nudged.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._nudged.wait()
+        except TimeoutError:
+            pass
+
+    async def _set_aside(
+        self, source: Source, segment: Readable, part: InFlight, refusal: SinkError
+    ) -> None:
+        """Write a refused row down as a dead letter, however long the disk takes to allow it."""
+        link = self._link
+        row = bytes(segment.map[part.start : part.end])
+        failures = 0
+        while True:
+            try:
+                link.dead_letters.add(
+                    source.name, self.table, link.sink.name, refusal.code, refusal.reason, row
+                )
+                break
+            except OSError as error:
+                failures += 1
+                link.ledger.last_error = f"a dead letter cannot be written: {error.strerror}"
+                await self._pause(backoff(failures))
+        link.notices.warn(
+            f"{link.sink.name}:dead letter",
+            "%s refused a row of %s for its content (%s). It is set aside as a dead letter; "
+            "`caribou doctor` shows where.",
+            link.sink.name,
+            self.table,
+            refusal.reason,
+        )

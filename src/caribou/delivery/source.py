@@ -1,0 +1,197 @@
+"""Segments to deliver: this process's own, or those of a dead process that were adopted."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from ..journal.cursor import Cursor
+from ..journal.journal import Journal
+from ..journal.owner import Owner
+from ..journal.reader import SegmentFile, count_rows, segment_files
+from ..journal.segment import Segment
+
+__all__ = ["AdoptedSource", "OwnSource", "Readable", "Source"]
+
+
+class Readable(Protocol):
+    """What couriers need of a segment."""
+
+    @property
+    def table(self) -> str:
+        """Its table."""
+        ...
+
+    @property
+    def number(self) -> int:
+        """Its number in the table's stream."""
+        ...
+
+    @property
+    def committed(self) -> int:
+        """How many of its bytes are whole rows."""
+        ...
+
+    @property
+    def sealed(self) -> bool:
+        """Whether nothing will be added."""
+        ...
+
+    @property
+    def map(self) -> mmap.mmap:
+        """Its bytes."""
+        ...
+
+
+class Source:
+    """Segments of one owner, with the cursor of each sink that is to get them."""
+
+    def __init__(
+        self, name: str, cursors: dict[str, Cursor], tables: dict[str, frozenset[str]]
+    ) -> None:
+        """``tables`` gives, for each sink that has a cursor, the tables it takes."""
+        self.name = name
+        self.cursors = cursors
+        self._tables = tables
+
+    def segments(self, table: str) -> Sequence[Readable]:
+        """The segments of a table that may hold rows to deliver, oldest first."""
+        raise NotImplementedError
+
+    def settle(self, segment: Readable) -> None:
+        """Let go of a sealed segment if every sink is done with it."""
+        raise NotImplementedError
+
+    def _done(self, segment: Readable) -> bool:
+        committed = segment.committed
+        return segment.sealed and all(
+            cursor.acknowledged(segment.table, segment.number) >= committed
+            for sink, cursor in self.cursors.items()
+            if segment.table in self._tables[sink]
+        )
+
+    def _forget(self, table: str, number: int) -> None:
+        for cursor in self.cursors.values():
+            cursor.forget(table, number)
+
+
+class OwnSource(Source):
+    """The journal that this process is writing."""
+
+    def __init__(
+        self, journal: Journal, tables: dict[str, frozenset[str]], durable: Collection[str]
+    ) -> None:
+        """``durable`` names the sinks whose acknowledgement lets a segment go; without any, the
+        journal is the store and segments stay."""
+        # A sink that is only watching (the console) starts afresh in every process.
+        folder = journal.folder
+        cursors = {sink: Cursor(folder if sink in durable else None, sink) for sink in tables}
+        super().__init__(journal.name, cursors, tables)
+        self._journal = journal
+        self._keeps = not durable
+
+    def segments(self, table: str) -> Sequence[Readable]:
+        """As in :class:`Source`."""
+        return tuple(self._journal.streams[table].segments)
+
+    def settle(self, segment: Readable) -> None:
+        """As in :class:`Source`."""
+        assert isinstance(segment, Segment)
+        if not self._keeps and self._done(segment):
+            number = segment.number
+            self._journal.release(segment)
+            self._forget(segment.table, number)
+
+    @property
+    def delivered(self) -> bool:
+        """Whether every sink has everything, so that the journal's files can go."""
+        return not self._keeps and all(
+            cursor.acknowledged(table, segment.number) >= segment.committed
+            for sink, cursor in self.cursors.items()
+            for table in self._tables[sink]
+            for segment in self.segments(table)
+        )
+
+
+class _DeadSegment:
+    """A segment of a dead owner: sealed, mapped for reading when its turn comes."""
+
+    def __init__(self, file: SegmentFile) -> None:
+        self.file = file
+        self.table = file.table
+        self.number = file.number
+        self.committed = file.committed()
+        self.sealed = True
+        self._map: mmap.mmap | None = None
+
+    @property
+    def map(self) -> mmap.mmap:
+        if self._map is None:
+            with self.file.path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._map
+
+    def unmap(self) -> None:
+        if self._map is not None:
+            # A send that is being cancelled may still hold a view: the map then goes with it.
+            with contextlib.suppress(BufferError):
+                self._map.close()
+            self._map = None
+
+
+class AdoptedSource(Source):
+    """The folder of a dead process, locked by this one."""
+
+    def __init__(self, owner: Owner, tables: dict[str, frozenset[str]]) -> None:
+        """``tables`` names the sinks that are to get what is in there."""
+        cursors = {sink: Cursor(owner.folder, sink) for sink in tables}
+        super().__init__(owner.name, cursors, tables)
+        self.owner = owner
+        self._segments = [_DeadSegment(file) for file in segment_files(owner.folder)]
+        # Sinks the dead process delivered to and this one does not know keep their rows.
+        self._foreign = set(owner.info.sinks) - set(tables)
+
+    def segments(self, table: str) -> Sequence[Readable]:
+        """As in :class:`Source`."""
+        return [segment for segment in self._segments if segment.table == table]
+
+    def all_segments(self) -> Sequence[Readable]:
+        """Every segment in the folder, of every table."""
+        return tuple(self._segments)
+
+    def pending_rows(self, sink: str) -> int:
+        """Rows that ``sink`` has not acknowledged."""
+        total = 0
+        for segment in self._segments:
+            if segment.table in self._tables[sink]:
+                start = self.cursors[sink].acknowledged(segment.table, segment.number)
+                if start < segment.committed:
+                    total += count_rows(segment.map, start, segment.committed)
+                    segment.unmap()
+        return total
+
+    def settle(self, segment: Readable) -> None:
+        """As in :class:`Source`."""
+        assert isinstance(segment, _DeadSegment)
+        if self._done(segment):
+            segment.unmap()
+            self._segments.remove(segment)
+            if not self._foreign:
+                segment.file.path.unlink(missing_ok=True)
+                segment.file.commit_path.unlink(missing_ok=True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left in here for the sinks of this process."""
+        return not self._segments
+
+    def close(self) -> None:
+        """Give the folder up: remove it when it is empty, else leave it to the next adopter."""
+        for segment in self._segments:
+            segment.unmap()
+        if self.finished and not self._foreign:
+            self.owner.remove()
+        else:
+            self.owner.release()

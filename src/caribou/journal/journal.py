@@ -1,0 +1,186 @@
+"""The journal of this process: one stream a table, and the upkeep that keeps callers from waiting.
+
+Callers only ever touch :meth:`Stream.append <caribou.journal.stream.Stream.append>`. Everything
+else in here runs in the I/O thread: standby segments are made before they are needed, delivered
+ones are blanked and used again, and the bound on the journal's size is watched.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from .owner import Owner
+from .segment import Segment
+from .stream import SEGMENT_BYTES, Stream
+
+__all__ = ["TABLES", "Journal"]
+
+TABLES = ("spans", "traces", "entity_metadata", "trace_tags", "scores")
+
+_logger = logging.getLogger("caribou")
+
+# A burst of the one busy table fills a segment faster than one is made while callers hold the GIL.
+_STANDBY = {"spans": 2}
+# The segment being written, and what a healthy sink is just taking.
+_KEPT_MAPPED = 3
+
+
+class Journal:
+    """The streams of this process, on disk below ``root`` or, with ``root`` None, in memory."""
+
+    def __init__(
+        self,
+        root: Path | None,
+        *,
+        sinks: Mapping[str, str],
+        max_bytes: int,
+        rolled: Callable[[], None],
+        successor: Callable[[str], Stream],
+    ) -> None:
+        """Open the journal: a few milliseconds of file work.
+
+        ``sinks`` maps the name of each sink that must acknowledge every row to its target; with
+        none, segments stay for good (they are the local store). Where ``root`` cannot be written
+        the journal is kept in memory, with one warning.
+        """
+        self.accepting = True
+        self.max_bytes = max_bytes
+        self.owner: Owner | None = None
+        self._numbers = dict.fromkeys(TABLES, 0)
+        self._other_bytes = 0
+        self._disk_full = False
+        if root is not None:
+            try:
+                self.owner = Owner.create(root, sinks)
+            except OSError as error:
+                _logger.warning(
+                    "The journal cannot be kept in %s (%s): it is kept in memory, and a crash of "
+                    "this process loses what was not delivered. CARIBOU_JOURNAL_DIR names another "
+                    "folder.",
+                    root,
+                    error.strerror,
+                )
+        self.streams = {table: Stream(table, self._make, rolled, successor) for table in TABLES}
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of this process; None in memory."""
+        return None if self.owner is None else self.owner.folder
+
+    @property
+    def name(self) -> str:
+        """A name for this process's rows that no other process has."""
+        return "memory" if self.owner is None else self.owner.name
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of segments that wait for delivery or, in local mode, are kept."""
+        return self._other_bytes + sum(
+            segment.size
+            for stream in self.streams.values()
+            for segment in tuple(stream.segments)[:-1]
+        )
+
+    def count_others(self, held: int) -> None:
+        """Set how many bytes other owners' segments take below the same root."""
+        self._other_bytes = held
+
+    def upkeep(self) -> None:
+        """Make the missing standby segments, put a backlog to rest, watch the bound.
+
+        Called in the I/O thread, whenever a segment was sealed and from time to time.
+        """
+        self._make_standby()
+        for stream in self.streams.values():
+            for segment in tuple(stream.segments)[:-_KEPT_MAPPED]:
+                segment.rest()
+        # Whole traces are refused when it is full, so what is in progress is never torn.
+        self.accepting = not self._disk_full and self.bytes_held < self.max_bytes
+
+    def _make_standby(self) -> None:
+        for stream in self.streams.values():
+            wanted = _STANDBY.get(stream.table, 1)
+            while len(stream.standby) < wanted:
+                segment = self._make_on_disk(stream.table, stream.next_size())
+                if segment is None:
+                    return
+                stream.standby.append(segment)
+        if self._disk_full and self.owner is not None:
+            self._disk_full = False
+            _logger.warning("The journal's disk takes data again: new rollouts are traced.")
+
+    def release(self, segment: Segment) -> None:
+        """Every reader is done with this sealed segment: use it again, or let it go."""
+        stream = self.streams[segment.table]
+        stream.segments.remove(segment)
+        room = len(stream.standby) < _STANDBY.get(segment.table, 1)
+        usable = segment.size >= stream.next_size() and segment.size <= SEGMENT_BYTES
+        if room and usable and segment.folder == self.folder:
+            try:
+                segment.recycle(self._next_number(segment.table))
+            except OSError:
+                segment.remove()
+            else:
+                stream.standby.append(segment)
+                return
+        segment.remove()
+        segment.close()
+
+    def close(self, *, delivered: bool) -> None:
+        """Let go of everything. Rows that were not delivered stay on disk for the next process.
+
+        ``delivered`` says that every sink has acknowledged every row: the folder is removed.
+        """
+        for stream in self.streams.values():
+            stream.close()
+            for segment in (*stream.segments, *stream.standby):
+                segment.close(cut=not delivered)
+        if self.owner is None:
+            return
+        empty = delivered or not any(self.owner.folder.glob("*.ndjson"))
+        if empty:
+            self.owner.remove()
+        else:
+            self.owner.release()
+        self.owner = None
+
+    def abandon(self) -> None:
+        """In a forked child: let go of everything of the parent's, touching none of its files."""
+        for stream in self.streams.values():
+            stream.abandon()
+        if self.owner is not None:
+            self.owner.release()
+            self.owner = None
+
+    def _next_number(self, table: str) -> int:
+        self._numbers[table] += 1
+        return self._numbers[table]
+
+    def _make(self, table: str, size: int) -> Segment:
+        """A segment for a caller that has none waiting: on disk, or in memory if the disk is full.
+
+        What a rollout in progress logs is kept even so; new rollouts are refused until there is
+        room (``accepting``).
+        """
+        return self._make_on_disk(table, size) or Segment(
+            table, self._next_number(table), size, None
+        )
+
+    def _make_on_disk(self, table: str, size: int) -> Segment | None:
+        number = self._next_number(table)
+        try:
+            return Segment(table, number, size, self.folder)
+        except OSError as error:
+            if not self._disk_full:
+                self._disk_full = True
+                reason = error.strerror or errno.errorcode.get(error.errno or 0, "unknown error")
+                _logger.warning(
+                    "The journal cannot grow in %s (%s): rollouts in progress are kept in memory, "
+                    "new ones are not traced until there is room.",
+                    self.folder,
+                    reason,
+                )
+            return None
