@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from caribou.schema.migrate import migrate, migrate_sync, render
-from caribou.schema.tables import TABLES, Table, insert_statement, quote, quote_text
+from caribou.schema.tables import TABLES, Table, insert_statement, parameter, quote, quote_text
 
 __all__ = [
     "TABLES",
@@ -11,6 +11,7 @@ __all__ = [
     "insert_statement",
     "migrate",
     "migrate_sync",
+    "parameter",
     "quote",
     "quote_text",
     "render",

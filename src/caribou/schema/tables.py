@@ -7,10 +7,20 @@ from them, so that the two cannot drift apart.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-__all__ = ["TABLES", "Column", "Table", "insert_statement", "quote", "quote_text", "scripts"]
+__all__ = [
+    "TABLES",
+    "Column",
+    "Table",
+    "insert_statement",
+    "parameter",
+    "quote",
+    "quote_text",
+    "scripts",
+]
 
 # Filled in by the statement or by the server, never read from a journal line.
 _NOT_IN_LINES = frozenset({"batch_id", "ingested_at"})
@@ -74,11 +84,24 @@ def quote_text(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
+def parameter(value: str | int | float | Sequence[str] | None) -> str:
+    """Write a value as ClickHouse reads it for a ``{name:Type}`` parameter, on any engine."""
+    if value is None:
+        return "\\N"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\")
+        return escaped.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    if isinstance(value, Sequence):
+        # An array is text that holds quoted strings: escaped once for each.
+        return parameter("[" + ", ".join(quote_text(item) for item in value) + "]")
+    return str(value)
+
+
 def scripts() -> list[tuple[int, str, str]]:
     """Every migration in order: its number, its name and its SQL with placeholders."""
     found = [
         (int(entry.name[:4]), entry.name.removesuffix(".sql"), entry.read_text("utf-8"))
-        for entry in files(__package__).iterdir()
+        for entry in files("caribou.schema").iterdir()
         if entry.name.endswith(".sql")
     ]
     return sorted(found)

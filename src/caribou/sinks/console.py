@@ -36,12 +36,9 @@ class Console:
 
     async def send(self, batch: Batch) -> None:
         """Print the rows. A terminal that is gone is no reason to keep them."""
-        lines = [
-            self._line(msgspec.json.decode(row))
-            for row in bytes(batch.data).splitlines()
-            # A scope's first row, written when it opens, has no end yet.
-            if b'"status":"PENDING"' not in row
-        ]
+        rows = [msgspec.json.decode(row) for row in bytes(batch.data).splitlines()]
+        # A scope's first row, written when it opens, has no end yet.
+        lines = [self._line(row) for row in rows if row.get("status") != "PENDING"]
         try:
             self._stream.write("".join(lines))
             self._stream.flush()

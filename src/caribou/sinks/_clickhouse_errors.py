@@ -1,0 +1,183 @@
+"""What a ClickHouse server's refusal means for the batch that caused it.
+
+The server's own error code decides, not the HTTP status: one status stands for many codes, and it
+differs between versions. Only an answer without a code, from a gateway, is judged by its status.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+
+from caribou.sinks.base import (
+    Ambiguous,
+    Misconfigured,
+    Poison,
+    Retry,
+    SinkError,
+    TooLarge,
+)
+
+__all__ = [
+    "BAD_SQL",
+    "MISSING_SCHEMA",
+    "NoAnswer",
+    "ServerError",
+    "clean",
+    "missing_right",
+    "read_error",
+    "sink_error",
+]
+
+MISSING_SCHEMA = frozenset({16, 60, 81})
+"""No such column, table or database: the schema is not there yet, or is older than ours."""
+
+BAD_SQL = frozenset({20, 36, 46, 47, 62})
+"""The statement is wrong: the user's own, or ours where the schema is not what it was written for."""
+
+_TOO_LARGE = frozenset({241})  # memory limit
+_AMBIGUOUS = frozenset({319})  # the server itself does not know whether the insert went through
+_POISON = frozenset(
+    {6, 25, 26, 27, 32, 38, 41, 53, 69, 72, 117, 128, 130, 131, 306, 321, 349, 407, 467, 469}
+)
+_HINTS = {
+    **dict.fromkeys(
+        (192, 193, 194, 516),
+        "the server refused the credentials; check CLICKHOUSE_USER and CLICKHOUSE_PASSWORD",
+    ),
+    **dict.fromkeys((195, 291), "the server does not let this user in from here"),
+    **dict.fromkeys((164, 497), "the user lacks a right on the server"),
+    **dict.fromkeys(
+        (16, 20, 36, 46, 47, 60, 62, 81),
+        "the tables are missing or do not fit this version; run `caribou migrate`",
+    ),
+    **dict.fromkeys(
+        (48, 73, 115, 452),
+        "the server is too old, or forbids a setting that Caribou needs "
+        "(ClickHouse 24.8 or newer is needed)",
+    ),
+}
+
+_CODE = re.compile(r"Code: (\d+)")
+_GRANT = re.compile(r"have the grant (.+?)\.? ?(?:\(ACCESS_DENIED|\(version|$)", re.DOTALL)
+_LONGEST_REASON = 400  # characters
+
+
+class ServerError(Exception):
+    """The server, or a gateway before it, answered with a refusal."""
+
+    def __init__(
+        self, message: str, *, code: int = 0, status: int = 0, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.status = status
+        self.retry_after = retry_after
+
+
+class NoAnswer(Exception):
+    """No whole answer came.
+
+    ``sent`` says whether any of the body may have left; ``permanent`` that trying again is of
+    little use until somebody changes something.
+    """
+
+    def __init__(self, reason: str, *, sent: bool, permanent: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.sent = sent
+        self.permanent = permanent
+
+
+def clean(text: str) -> str:
+    """One short line that is safe to show: servers quote what agents wrote in their messages."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return line if len(line) <= _LONGEST_REASON else line[: _LONGEST_REASON - 1] + "…"
+
+
+def read_error(status: int, headers: Mapping[str, str], body: bytes, *, silent: bool) -> None:
+    """Raise what the answer says went wrong, if anything did.
+
+    Args:
+        status: the HTTP status.
+        headers: the answer's headers, looked up without regard to case.
+        body: the answer's body, or its beginning when the status is not 200.
+        silent: the statement answers nothing on success, so that any text is a complaint.
+
+    Raises:
+        ServerError: it did.
+    """
+    code = headers.get("X-ClickHouse-Exception-Code", "")
+    tag = headers.get("X-ClickHouse-Exception-Tag", "")
+    broke_off = bool(tag) and body.rstrip().endswith(f"{tag}\r\n__exception__".encode())
+    if status == 200 and not code and not broke_off and not (silent and _says_error(body)):
+        return
+    text = body[-16_384:].decode(errors="replace")
+    found = _CODE.search(text)
+    number = int(code) if code.isdigit() else int(found[1]) if found else 0
+    raise ServerError(
+        clean(text) or f"HTTP status {status}",
+        code=number,
+        status=status,
+        retry_after=_retry_after(headers.get("Retry-After", "")),
+    )
+
+
+def sink_error(error: ServerError | NoAnswer) -> SinkError:
+    """The class of failure, as delivery knows them, with a reason fit for a person."""
+    if isinstance(error, NoAnswer):
+        if error.permanent:
+            return Misconfigured(error.reason)
+        return Ambiguous(error.reason) if error.sent else Retry(error.reason)
+    if error.code == 0:
+        return _by_status(error)
+    code, message = error.code, error.message
+    if code in _TOO_LARGE:
+        return TooLarge(message, code=code)
+    if code in _AMBIGUOUS:
+        return Ambiguous(message, code=code)
+    if code in _POISON:
+        return Poison(message, code=code)
+    hint = _HINTS.get(code)
+    if hint is None:
+        return Retry(message, code=code, retry_after=error.retry_after)
+    return Misconfigured(f"{hint}{missing_right(message)}: {message}", code=code)
+
+
+def missing_right(message: str) -> str:
+    """The right that the server says is needed, in parentheses to follow a word; or nothing."""
+    found = _GRANT.search(message)
+    return f" ({found[1].strip()})" if found else ""
+
+
+def _by_status(error: ServerError) -> SinkError:
+    status = error.status
+    reason = f"HTTP status {status}: {error.message}"
+    if status == 413:
+        return TooLarge(reason)
+    if status in (401, 403):
+        return Misconfigured(
+            f"access refused; check CLICKHOUSE_USER and CLICKHOUSE_PASSWORD ({reason})"
+        )
+    if status in (502, 504):  # a gateway lost the server, which may have stored the batch
+        return Ambiguous(reason)
+    if status in (408, 425, 429) or status >= 500:
+        return Retry(reason, retry_after=error.retry_after)
+    return Misconfigured(f"no ClickHouse answers at CLICKHOUSE_URL ({reason})")
+
+
+def _says_error(body: bytes) -> bool:
+    return b"DB::Exception" in body or body.startswith(b"Code: ")
+
+
+def _retry_after(value: str) -> float | None:
+    """Seconds, from either form that HTTP allows: a number of them, or a date."""
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None

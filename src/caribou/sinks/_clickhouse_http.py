@@ -1,0 +1,189 @@
+"""One HTTP request to ClickHouse and its whole answer; what the sink and the readers share.
+
+This module imports aiohttp: import it late, in the thread that does the I/O.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from caribou.sinks._clickhouse_endpoint import Endpoint
+from caribou.sinks._clickhouse_errors import NoAnswer, clean, read_error
+
+__all__ = ["Client"]
+
+# Copies of the body handed to the transport, in bytes: small enough that copying one holds the
+# interpreter lock for microseconds. They are copies because the transport may keep what it was
+# given, and the view must be free again when the request returns.
+_CHUNK = 256 * 1024
+
+# Seconds an idle connection is kept: less than the shortest time after which a server, or a gateway
+# in front of it, is known to hang up, since a request that meets the hang-up is an ambiguous one.
+_KEEP_ALIVE = 2.0
+
+
+class Client:
+    """Sends requests to one endpoint over at most ``connections`` connections.
+
+    Each has one request in flight at a time. An error or a cancellation closes the connection it
+    happened on.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, *, timeout: float, connect_timeout: float, connections: int
+    ) -> None:
+        self._endpoint = endpoint
+        secure = endpoint.url.startswith("https:")
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=connections,
+                keepalive_timeout=_KEEP_ALIVE,
+                resolver=_DaemonResolver(),
+                # Honours SSL_CERT_FILE and SSL_CERT_DIR.
+                ssl=ssl.create_default_context() if secure else True,
+            ),
+            timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=connect_timeout),
+            headers={"Accept-Encoding": "identity", "User-Agent": "caribou"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def request(
+        self,
+        sql: str,
+        *,
+        settings: Mapping[str, str],
+        body: bytes | memoryview | None = None,
+        encoding: str = "",
+    ) -> bytes:
+        """Run one statement.
+
+        Args:
+            sql: the statement.
+            settings: URL parameters: settings, ``query_id``, ``database``, ``param_...``.
+            body: the data that an ``INSERT ... FORMAT`` reads; the statement itself when left out.
+            encoding: how ``body`` is compressed, as HTTP names it.
+
+        Returns:
+            The body of the answer.
+
+        Raises:
+            ServerError: the server answered that it failed.
+            NoAnswer: no whole answer came.
+        """
+        parameters = dict(settings)
+        headers = self._endpoint.headers
+        if body is None:
+            data = sql.encode()
+        else:
+            parameters["query"] = sql
+            data = body
+        if encoding:
+            headers["Content-Encoding"] = encoding
+        headers["Content-Length"] = str(len(data))  # otherwise the body would go in HTTP chunks
+        upload = _Upload(data)
+        try:
+            async with self._session.post(
+                self._endpoint.url,
+                params=parameters,
+                headers=headers,
+                data=upload.chunks(),
+                allow_redirects=False,
+            ) as response:
+                if response.status == 200:
+                    answer = await response.read()
+                else:
+                    answer = await response.content.read(16_384)
+                    response.close()
+                read_error(response.status, response.headers, answer, silent=body is not None)
+                return answer
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise NoAnswer(
+                "the server's certificate is not trusted; "
+                f"SSL_CERT_FILE names the file of authorities to trust ({clean(str(error))})",
+                sent=False,
+                permanent=True,
+            ) from None
+        except aiohttp.InvalidURL:
+            raise NoAnswer("CLICKHOUSE_URL is malformed", sent=False, permanent=True) from None
+        except TimeoutError:
+            raise NoAnswer("no answer within the time limit", sent=upload.begun) from None
+        except (aiohttp.ClientError, OSError) as error:
+            text = clean(str(error)) or type(error).__name__
+            raise NoAnswer(text, sent=upload.begun) from None
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        with contextlib.suppress(Exception):
+            await self._session.close()
+
+
+class _Upload:
+    """A request body that knows whether any of it was asked for."""
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._data = memoryview(data)
+        self.begun = False
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        self.begun = True
+        for start in range(0, len(self._data), _CHUNK):
+            yield bytes(self._data[start : start + _CHUNK])
+
+
+class _DaemonResolver(AbstractResolver):
+    """Look names up in a daemon thread.
+
+    The loop's own executor is joined when the process ends, and a name server that does not answer
+    would hold the exit up for as long as it likes.
+    """
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[Any]] = loop.create_future()
+
+        def settle(found: list[Any] | None, error: OSError | None) -> None:
+            if answer.done():
+                return
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(found or [])
+
+        def look_up() -> None:
+            found, error = None, None
+            try:
+                found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+            except OSError as failure:
+                error = failure
+            except UnicodeError as failure:  # a name that cannot be one
+                error = OSError(str(failure))
+            # The loop may be gone by the time an answer comes.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(settle, found, error)
+
+        threading.Thread(target=look_up, name="caribou-resolve", daemon=True).start()
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address[0],
+                port=address[1],
+                family=found_family,
+                proto=protocol,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for found_family, _, protocol, _, address in await answer
+        ]
+
+    async def close(self) -> None:
+        """Nothing is held."""

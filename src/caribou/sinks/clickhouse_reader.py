@@ -1,0 +1,118 @@
+"""Queries against a ClickHouse server's HTTP interface, for whoever reads the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from caribou.errors import StoreError
+from caribou.schema import parameter
+from caribou.sinks._clickhouse_endpoint import Endpoint
+from caribou.sinks._clickhouse_errors import (
+    BAD_SQL,
+    MISSING_SCHEMA,
+    NoAnswer,
+    ServerError,
+    sink_error,
+)
+from caribou.sinks.base import Misconfigured
+
+if TYPE_CHECKING:
+    from caribou.sinks._clickhouse_http import Client
+
+__all__ = ["ClickHouseReader"]
+
+
+class ClickHouseReader:
+    """Runs statements in one database; use it in one event loop and close it there.
+
+    Args:
+        url: ``http(s)://host:port``. Credentials in it are taken out.
+        database: where unqualified table names are looked up.
+        user: empty for the server's default user.
+        password: sent as a header; never shown.
+        timeout: seconds for one query, its answer included.
+
+    Raises:
+        ConfigurationError: a part of the address is malformed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        database: str = "caribou",
+        user: str = "",
+        password: str = "",
+        timeout: float = 300.0,
+    ) -> None:
+        self._endpoint = Endpoint.parse(url, database=database, user=user, password=password)
+        self._timeout = timeout
+        self._client: Client | None = None
+
+    def __repr__(self) -> str:
+        return f"ClickHouseReader({self.target!r})"
+
+    @property
+    def target(self) -> str:
+        """Server and database, without credentials."""
+        return self._endpoint.target
+
+    async def query(
+        self,
+        sql: str,
+        parameters: Mapping[str, str | int | float | Sequence[str] | None] | None = None,
+        format: str = "JSONEachRow",
+    ) -> bytes:
+        """Run one query in the reader's database.
+
+        Args:
+            sql: the query; ``{name:Type}`` stands for a parameter.
+            parameters: their values.
+            format: the ClickHouse format of the answer, unless the query names one itself.
+
+        Raises:
+            StoreError: the server refused or could not be reached; says why.
+        """
+        settings = {"database": self._endpoint.database, "default_format": format}
+        for name, value in (parameters or {}).items():
+            settings[f"param_{name}"] = parameter(value)
+        return await self._request(sql, settings)
+
+    async def execute(self, sql: str) -> bytes:
+        """Run one statement that names its database itself, as migrations do.
+
+        Raises:
+            StoreError: the server refused or could not be reached; says why.
+        """
+        return await self._request(sql, {})
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    async def _request(self, sql: str, settings: Mapping[str, str]) -> bytes:
+        if self._client is None:
+            from caribou.sinks._clickhouse_http import Client
+
+            self._client = Client(
+                self._endpoint, timeout=self._timeout, connect_timeout=5.0, connections=4
+            )
+        try:
+            # The answer is held back until the query has ended, so that a failure half way is one.
+            return await self._client.request(sql, settings={"wait_end_of_query": "1", **settings})
+        except ServerError as error:
+            raise StoreError(_reason(error)) from None
+        except NoAnswer as error:
+            raise StoreError(f"{self.target}: {error.reason}") from None
+
+
+def _reason(error: ServerError) -> str:
+    if error.code in MISSING_SCHEMA:
+        return f"{error.message} (`caribou migrate` makes Caribou's own tables)"
+    if error.code in BAD_SQL:
+        return error.message
+    failure = sink_error(error)
+    return failure.reason if isinstance(failure, Misconfigured) else error.message
