@@ -32,6 +32,7 @@ class ClickHouseReader:
         user: empty for the server's default user.
         password: sent as a header; never shown.
         timeout: seconds for one query, its answer included.
+        settings: ClickHouse settings for each query, e.g. ``{"readonly": "2"}``.
 
     Raises:
         ConfigurationError: a part of the address is malformed.
@@ -45,9 +46,11 @@ class ClickHouseReader:
         user: str = "",
         password: str = "",
         timeout: float = 300.0,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self._endpoint = Endpoint.parse(url, database=database, user=user, password=password)
         self._timeout = timeout
+        self._settings = dict(settings or {})
         self._client: Client | None = None
 
     def __repr__(self) -> str:
@@ -74,7 +77,10 @@ class ClickHouseReader:
         Raises:
             StoreError: the server refused or could not be reached; says why.
         """
-        settings = {"database": self._endpoint.database, "default_format": format}
+        settings = self._settings | {
+            "database": self._endpoint.database,
+            "default_format": format,
+        }
         for name, value in (parameters or {}).items():
             settings[f"param_{name}"] = parameter(value)
         return await self._request(sql, settings)
