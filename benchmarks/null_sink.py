@@ -4,7 +4,7 @@ It speaks as much of two interfaces as the benchmarks need, and is cheap so that
 the processor from what is measured:
 
 - ClickHouse over HTTP: ``INSERT`` bodies (NDJSON, plain or zstd) are counted in lines by table;
-  ``SELECT version()`` names a current server; every other statement is answered with nothing.
+  ``SELECT version()`` names a current server; every other question is answered with 0.
 - OTLP over HTTP: ``POST /v1/traces`` bodies (protobuf) are counted in spans.
 
 ``GET /counts`` answers with the counts as JSON. Run as a program it listens on a free port of the
@@ -26,7 +26,6 @@ import zstandard
 
 VERSION = b"26.9.1.1\n"
 INSERT_TABLE = re.compile(r"\s*INSERT\s+INTO\s+(?:TABLE\s+)?(?:[`\w]+\.)?`?(\w+)", re.IGNORECASE)
-EMPTY_EXPORT = b""
 
 counts: Counter[str] = Counter()
 lock = threading.Lock()
@@ -92,7 +91,7 @@ def answer(method: str, target: str, headers: dict[str, str], body: bytes) -> by
         with lock:
             counts["otlp"] += spans
             counts["requests"] += 1
-        return EMPTY_EXPORT
+        return b""
     statement = parse_qs(url.query).get("query", [""])[0]
     if table := INSERT_TABLE.match(statement):
         lines = count_lines(body, encoding)
@@ -101,7 +100,9 @@ def answer(method: str, target: str, headers: dict[str, str], body: bytes) -> by
             counts["requests"] += 1
             counts["bytes"] += len(body)
         return b""
-    return VERSION if "version()" in (statement or body.decode(errors="replace")) else b""
+    if not statement:
+        statement = body.decode(errors="replace")
+    return VERSION if "version()" in statement else b"0\n"
 
 
 def serve(connection: socket.socket) -> None:

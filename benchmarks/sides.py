@@ -76,7 +76,7 @@ class Caribou:
         """Flush and shut down."""
         result = await self._caribou.flush(60)
         await self._caribou.shutdown(10)
-        if not result.ok:
+        if not result.complete:
             raise SystemExit(f"not everything was delivered: {result}")
 
 
