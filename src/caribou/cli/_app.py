@@ -1,0 +1,101 @@
+"""The commands' common frame: finding them, and turning what goes wrong into one sentence."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from .._version import __version__
+from ..errors import CaribouError
+from ._text import one_line
+
+__all__ = ["run"]
+
+_COMMANDS = (
+    "demo",
+    "runs",
+    "traces",
+    "show",
+    "sql",
+    "tail",
+    "import",
+    "export",
+    "replay",
+    "migrate",
+    "doctor",
+)
+_SIGINT, _SIGPIPE = 130, 141
+
+
+class _Commands(click.Group):
+    """Imports a command's module when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"._{cmd_name}_command", __package__)
+        command: click.Command = module.command
+        return command
+
+
+@click.command(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=False,
+    invoke_without_command=True,
+)
+@click.version_option(__version__, prog_name="caribou", message="%(prog)s %(version)s")
+@click.pass_context
+def _caribou(ctx: click.Context) -> None:
+    """Traces of agent rollouts: record, read and move them.
+
+    Reads the ClickHouse server in CLICKHOUSE_URL, or else the local store in CARIBOU_HOME. Every
+    command takes --json: an array of objects on standard output, and nothing else.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code and never raises."""
+    _prepare_output()
+    try:
+        code: Any = _caribou.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="caribou",
+            standalone_mode=False,
+        )
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        return _fail(error.format_message())
+    except CaribouError as error:
+        return _fail(str(error))
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        return _SIGINT
+    except BrokenPipeError:
+        # Whoever read has gone; the interpreter must not complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _SIGPIPE
+
+
+def _fail(message: str) -> int:
+    sys.stdout.flush()
+    print(f"caribou: {one_line(message, 1000)}", file=sys.stderr)
+    return 2
+
+
+def _prepare_output() -> None:
+    """An ASCII-only terminal shows what it cannot print as an escape, and is no error."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")

@@ -1,0 +1,227 @@
+"""What ``caribou doctor`` looks at. A check only reads, and says what to do about a finding."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from .._settings import Settings
+from ..delivery.dead_letters import read_dead_letters
+from ..errors import CaribouError, JournalError
+from ..journal.cursor import Cursor
+from ..journal.owner import OwnerInfo, is_alive, network_file_system, owner_folders, read_info
+from ..journal.reader import read_rows, segment_files
+
+__all__ = ["Check", "all_checks"]
+
+_SERVER_SECONDS = 5.0
+_LITTLE_SPACE = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding. ``advice`` says what to do when ``status`` is not ``ok``."""
+
+    check: str
+    status: Literal["ok", "warning", "problem"]
+    detail: str
+    advice: str = ""
+
+
+@dataclass(slots=True)
+class _Owners:
+    """Owners below the journal that live, or that died, and what they hold."""
+
+    count: int = 0
+    stored: int = 0
+    # sink and its target -> rows and bytes not acknowledged
+    rows: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
+    bytes: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
+
+
+def all_checks(settings: Settings) -> Iterator[Check]:
+    """Run every check, cheap ones first."""
+    yield from _configuration(settings)
+    yield from _engine(settings)
+    if settings.clickhouse_url is not None:
+        yield from _server(settings)
+    yield from _journal_folder(settings.journal_dir)
+    yield from _owners(settings)
+    yield from _dead_letters(settings.journal_dir)
+
+
+def _configuration(settings: Settings) -> Iterator[Check]:
+    if settings.disabled:
+        yield Check(
+            "recording", "problem", "CARIBOU_DISABLED is set: nothing is recorded", "unset it"
+        )
+    if settings.clickhouse_url is None:
+        yield Check("mode", "ok", f"local: CLICKHOUSE_URL is not set, the store is {settings.home}")
+    else:
+        password = "set" if settings.clickhouse_password else "not set"
+        yield Check(
+            "mode",
+            "ok",
+            f"server: {settings.clickhouse_url}, database {settings.clickhouse_database},"
+            f" user {settings.clickhouse_user or 'default'}, password {password}",
+        )
+
+
+def _engine(settings: Settings) -> Iterator[Check]:
+    if importlib.util.find_spec("chdb") is not None:
+        yield Check("extra local", "ok", "the embedded engine is installed")
+    elif settings.clickhouse_url is None:
+        yield Check(
+            "extra local",
+            "warning",
+            "the embedded engine is missing: rollouts are recorded but cannot be read here",
+            "pip install 'caribou-trace[local]'",
+        )
+    else:
+        yield Check("extra local", "ok", "not installed, and not needed with a server")
+
+
+def _server(settings: Settings) -> Iterator[Check]:
+    # Late: it imports the network library.
+    from ..store.server import ServerStore
+
+    with ServerStore(settings, timeout=_SERVER_SECONDS) as store:
+        try:
+            version = store.rows("SELECT version() AS version")[0]["version"]
+        except CaribouError as error:
+            yield Check(
+                "server",
+                "problem",
+                str(error),
+                "check CLICKHOUSE_URL, CLICKHOUSE_USER and CLICKHOUSE_PASSWORD;"
+                " what is recorded waits in the journal",
+            )
+            return
+        yield Check("server", "ok", f"ClickHouse {version} answers")
+        try:
+            store.rows("SELECT trace_id FROM traces LIMIT 1")
+        except CaribouError as error:
+            yield Check("schema", "problem", str(error), "run: caribou migrate")
+        else:
+            yield Check("schema", "ok", f"database {settings.clickhouse_database} has the tables")
+
+
+def _journal_folder(folder: Path) -> Iterator[Check]:
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        yield Check(
+            "journal folder",
+            "problem",
+            f"{folder} cannot be written: rows are kept in memory and lost if the process dies",
+            "point CARIBOU_JOURNAL_DIR at a folder on a local disk",
+        )
+        return
+    kind = network_file_system(existing)
+    free = shutil.disk_usage(existing).free
+    if kind is not None:
+        yield Check(
+            "journal folder",
+            "warning",
+            f"{folder} is on a network file system ({kind}): slow, and locks may not reach others",
+            "point CARIBOU_JOURNAL_DIR at a folder on a local disk",
+        )
+    elif free < _LITTLE_SPACE:
+        yield Check(
+            "journal folder",
+            "problem",
+            f"{folder} has {_size(free)} left on its disk: new rollouts will run untraced",
+            "make room, or point CARIBOU_JOURNAL_DIR at another disk",
+        )
+    else:
+        yield Check("journal folder", "ok", f"{folder}, {_size(free)} free")
+
+
+def _owners(settings: Settings) -> Iterator[Check]:
+    alive, dead = _Owners(), _Owners()
+    for folder in owner_folders(settings.journal_dir):
+        try:
+            info = read_info(folder)
+        except JournalError as error:
+            yield Check(
+                "journal",
+                "problem",
+                str(error),
+                f"look into {folder}; its rows are plain JSON lines",
+            )
+            continue
+        _measure(folder, info, alive if is_alive(folder) else dead)
+    kept = alive.stored + dead.stored
+    if kept:
+        yield Check("journal", "ok", f"{_size(kept)} of rows are kept here for the local store")
+    yield Check("running processes", "ok", f"{alive.count} are recording now{_pending(alive)}")
+    if not dead.rows:
+        yield Check("ended processes", "ok", "none left rows to deliver")
+        return
+    advice = "run: caribou replay"
+    if settings.clickhouse_url is None:
+        advice = f"set CLICKHOUSE_URL to that server and {advice}"
+    yield Check(
+        "ended processes", "problem", f"{dead.count} left rows to deliver{_pending(dead)}", advice
+    )
+
+
+def _measure(folder: Path, info: OwnerInfo, owners: _Owners) -> None:
+    segments = segment_files(folder)
+    owners.count += 1
+    if not info.sinks:
+        owners.stored += sum(segment.committed() for segment in segments)
+    for sink, target in info.sinks.items():
+        cursor = Cursor(folder, sink)
+        for segment in segments:
+            waiting = read_rows(segment, cursor.acknowledged(segment.table, segment.number))
+            if waiting:
+                owners.bytes[sink, target] += len(waiting)
+                owners.rows[sink, target] += waiting.count(b"\n")
+
+
+def _pending(owners: _Owners) -> str:
+    return "".join(
+        f"; for {sink} at {target}: {rows:,} rows ({_size(owners.bytes[sink, target])}) pending"
+        for (sink, target), rows in owners.rows.items()
+    )
+
+
+def _dead_letters(journal: Path) -> Iterator[Check]:
+    letters = read_dead_letters(journal)
+    folder = journal / "dead"
+    if not letters:
+        yield Check("dead letters", "ok", "no row was refused")
+    by_sink = Counter((letter.sink, letter.table) for letter in letters)
+    for (sink, table), count in by_sink.items():
+        last = [letter for letter in letters if (letter.sink, letter.table) == (sink, table)][-1]
+        yield Check(
+            "dead letters",
+            "problem",
+            f"{count} rows of {table} were refused by {sink}, the last with: {last.reason[:200]}",
+            f"see {folder}/{table}-{sink}-*.ndjson; delete the files when they are dealt with",
+        )
+    torn = list(folder.glob("*.torn"))
+    if torn:
+        yield Check(
+            "torn rows",
+            "ok",
+            f"{len(torn)} half-written rows of killed processes are kept in {folder};"
+            " nobody was told that they were logged",
+        )
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

@@ -1,0 +1,149 @@
+"""Options that several commands share, and what they mean in SQL.
+
+A value given by a person reaches the engine as a parameter, never as part of the statement.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from ..records import RolloutStatus
+from ..store import Parameters
+
+__all__ = ["STATUSES", "Filters", "filter_options", "json_option"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+STATUSES = tuple(status.value for status in RolloutStatus)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print an array of objects.")
+
+
+class _ScoreRange(click.ParamType[tuple[float | None, float | None]]):
+    name = "MIN..MAX"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float | None, float | None]:
+        if isinstance(value, tuple):
+            return value  # pyright: ignore
+        low, dots, high = value.partition("..")
+        if not dots:
+            high = low
+        try:
+            bounds = (float(low) if low else None, float(high) if high else None)
+        except ValueError:
+            bounds = (None, None)
+        if bounds == (None, None) or any(b is not None and b != b for b in bounds):
+            self.fail(f"{value!r} is not a score or range; write 0.5.. or ..0.3 or 0.2..0.8 or 1")
+        return bounds
+
+
+class _KeyValue(click.ParamType[tuple[str, str]]):
+    name = "KEY=VALUE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value  # pyright: ignore
+        key, equals, rest = value.partition("=")
+        if not (key and equals):
+            self.fail(f"{value!r} is not of the form KEY=VALUE")
+        return key, rest
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which traces a person asked for. Every condition given must hold; any one status may."""
+
+    run: str | None = None
+    step: int | None = None
+    status: tuple[str, ...] = ()
+    tag: tuple[str, ...] = ()
+    meta: tuple[tuple[str, str], ...] = ()
+    score: tuple[float | None, float | None] | None = None
+    text: str | None = None
+
+    def where(self) -> tuple[str, Parameters]:
+        """A condition over the columns of ``traces``, and the parameters in it."""
+        terms: list[str] = []
+        values: dict[str, str | int | float | Sequence[str]] = {}
+
+        def value(name: str, content: str | int | float | Sequence[str], kind: str) -> str:
+            values[name] = content
+            return f"{{{name}:{kind}}}"
+
+        in_run = ""
+        if self.run is not None:
+            in_run = f"run_id = {value('run', self.run, 'String')}"
+            terms.append(in_run)
+            in_run += " AND "
+        if self.step is not None:
+            terms.append(f"step_number = {value('step', self.step, 'Int64')}")
+        if self.status:
+            terms.append(f"status IN {value('status', self.status, 'Array(String)')}")
+        for i, tag in enumerate(self.tag):
+            terms.append(
+                "trace_id IN (SELECT trace_id FROM trace_tags"
+                f" WHERE {in_run}tag = {value(f'tag{i}', tag, 'String')})"
+            )
+        for i, (key, content) in enumerate(self.meta):
+            terms.append(
+                "trace_id IN (SELECT entity_id FROM entity_metadata"
+                f" WHERE {in_run}entity_type = 'trace' AND key = {value(f'key{i}', key, 'String')}"
+                f" AND value = {value(f'value{i}', content, 'String')})"
+            )
+        if self.score is not None:
+            low, high = self.score
+            if low is not None:
+                terms.append(f"score >= {value('low', low, 'Float64')}")
+            if high is not None:
+                terms.append(f"score <= {value('high', high, 'Float64')}")
+        if self.text is not None:
+            wanted = value("text", self.text, "String")
+            fields = ("content", "arguments", "result")
+            found = " OR ".join(f"positionCaseInsensitiveUTF8({f}, {wanted}) > 0" for f in fields)
+            terms.append(f"trace_id IN (SELECT trace_id FROM spans WHERE {in_run}({found}))")
+        return " AND ".join(terms) or "1", values
+
+
+def filter_options(command: F) -> F:
+    """Adds the filters; the command gets them as one ``filters`` argument."""
+    options = (
+        click.option("--run", metavar="ID", help="Of this run."),
+        click.option("--step", type=click.IntRange(min=0), metavar="N", help="Of this step."),
+        click.option(
+            "--status",
+            type=click.Choice(STATUSES, case_sensitive=False),
+            multiple=True,
+            metavar="STATUS",
+            help="With this status; give it again for any of several.",
+        ),
+        click.option("--tag", multiple=True, metavar="TAG", help="With this tag (repeatable)."),
+        click.option(
+            "--meta", type=_KeyValue(), multiple=True, help="With this metadata (repeatable)."
+        ),
+        click.option(
+            "--score", type=_ScoreRange(), help="With a score in a range: 0.5.., ..0.3 or just 1."
+        ),
+        click.option(
+            "--text", metavar="TEXT", help="Where a message, an argument or a result has this text."
+        ),
+    )
+
+    def collect(**arguments: Any) -> Any:
+        names = Filters.__dataclass_fields__
+        filters = Filters(**{name: arguments.pop(name) for name in names})
+        return command(filters=filters, **arguments)
+
+    # Options that are there already are kept on the function.
+    wrapped: Any = functools.update_wrapper(collect, command)
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped

@@ -1,0 +1,144 @@
+"""Printing: rich tables in a terminal, tab-separated text in a pipe, JSON when asked.
+
+Rich is imported only when a terminal is there to be written to.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ._text import json_text, one_line, safe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+__all__ = [
+    "Column",
+    "console",
+    "in_terminal",
+    "note",
+    "print_json",
+    "print_rows",
+    "print_table",
+    "progress",
+]
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a listing. ``key`` is its name in JSON and in a pipe, ``title`` in a terminal,
+    where ``show`` turns the value into text. Columns with a ``width`` are cut to it."""
+
+    key: str
+    title: str
+    show: Callable[[Any], str] = str
+    right: bool = False
+    width: int | None = None
+    style: Callable[[Any], str] | str = ""
+
+
+def in_terminal() -> bool:
+    """Whether standard output is a terminal."""
+    return sys.stdout.isatty()
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that interprets nothing in what it is given."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def note(text: str) -> None:
+    """One line for the person, on standard error."""
+    print(one_line(text), file=sys.stderr)
+
+
+def print_json(rows: Iterable[Any]) -> None:
+    """An array of objects, one a line."""
+    opened = False
+    for row in rows:
+        sys.stdout.write((",\n" if opened else "[\n") + json_text(row))
+        opened = True
+    sys.stdout.write("\n]\n" if opened else "[]\n")
+
+
+def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Tab-separated lines under a line of names. Tabs and newlines in values are escaped."""
+    for row in (columns, *rows):
+        sys.stdout.write("\t".join(_cell(value) for value in row) + "\n")
+
+
+def print_table(columns: Sequence[Column], rows: Sequence[Row], *, json: bool) -> None:
+    """``rows`` as JSON, as a rich table, or tab-separated, whichever is wanted."""
+    if json:
+        print_json(rows)
+    elif not in_terminal():
+        print_rows([c.key for c in columns], ([row.get(c.key) for c in columns] for row in rows))
+    else:
+        _print_rich(columns, rows)
+
+
+def _print_rich(columns: Sequence[Column], rows: Sequence[Row]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
+    # A column in which no row has anything only takes room.
+    shown = [c for c in columns if any(row.get(c.key) not in (None, "", [], {}) for row in rows)]
+    for column in shown:
+        table.add_column(
+            column.title,
+            justify="right" if column.right else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            max_width=column.width,
+        )
+    for row in rows:
+        table.add_row(*(_rich_cell(column, row.get(column.key)) for column in shown))
+    console().print(table)
+
+
+def _rich_cell(column: Column, value: Any) -> Text:
+    from rich.text import Text
+
+    if value is None:
+        return Text("-", style="dim")
+    style = column.style if isinstance(column.style, str) else column.style(value)
+    return Text(one_line(column.show(value), 500), style=style)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else json_text(value)
+    escaped = text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
+    return safe(escaped.replace("\r", "\\r"))
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, when that is a terminal; yields ``update(done, total)``."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,35 @@
+"""What the commands that record rollouts themselves have in common."""
+
+from __future__ import annotations
+
+from .. import FlushResult
+from .._settings import Settings, from_environment
+from ..errors import ConfigurationError
+from ._output import note
+
+__all__ = ["recording_settings", "report_unfinished"]
+
+
+def recording_settings() -> Settings:
+    """The settings in the environment.
+
+    Raises:
+        ConfigurationError: they cannot work, or keep anything from being recorded.
+    """
+    settings = from_environment()
+    if settings.disabled:
+        raise ConfigurationError("CARIBOU_DISABLED is set, so nothing would be recorded; unset it")
+    return settings
+
+
+def report_unfinished(result: FlushResult) -> int:
+    """Tell of rows that have not arrived; returns the exit code, 1 if there are any."""
+    dropped = sum(sum(sink.dropped.values()) for sink in result.sinks.values())
+    if dropped:
+        note(f"{dropped:,} rows were dropped; `caribou doctor` says why.")
+    if not result.complete:
+        note(
+            f"{result.pending:,} rows are safe in the journal but not delivered yet;"
+            " `caribou replay` delivers them once the server answers."
+        )
+    return 0 if result.complete and not dropped else 1

@@ -1,0 +1,66 @@
+"""``caribou runs``."""
+
+from __future__ import annotations
+
+import click
+
+from . import _format as fmt
+from ._options import json_option
+from ._output import Column, print_table
+from ._store import no_traces, opened_store
+
+__all__ = ["COLUMNS", "RUNS_SQL", "command"]
+
+RUNS_SQL = """
+SELECT
+    run_id,
+    any(phase) AS phase,
+    count() AS traces,
+    uniqExact(datapoint_id) AS datapoints,
+    uniqExactIf(step_number, step_number >= 0) AS steps,
+    countIf(status = 'COMPLETED') AS completed,
+    countIf(status = 'PENDING') AS pending,
+    countIf(status NOT IN ('COMPLETED', 'PENDING')) AS failed,
+    avg(score) AS mean_score,
+    avg(turns) AS mean_turns,
+    avg(duration_ms) AS mean_duration_ms,
+    sum(input_tokens) AS total_input_tokens,
+    sum(output_tokens) AS total_output_tokens,
+    sum(cost_usd) AS total_cost_usd,
+    min(start_time) AS first_start,
+    max(start_time) AS last_start
+FROM traces
+GROUP BY run_id
+ORDER BY last_start DESC
+LIMIT {limit:UInt64}
+"""
+
+COLUMNS = (
+    Column("run_id", "Run", style="bold", width=40),
+    Column("phase", "Phase"),
+    Column("traces", "Traces", fmt.count, right=True),
+    Column("datapoints", "Datapoints", fmt.count, right=True),
+    Column("steps", "Steps", fmt.count, right=True),
+    Column("completed", "Done", fmt.count, right=True),
+    Column("pending", "Running", fmt.some, right=True),
+    Column("failed", "Failed", fmt.some, right=True, style="red"),
+    Column("mean_score", "Score", fmt.score, right=True),
+    Column("mean_turns", "Turns", fmt.mean, right=True),
+    Column("mean_duration_ms", "Duration", fmt.duration, right=True),
+    Column("total_input_tokens", "Tokens in", fmt.some, right=True),
+    Column("total_output_tokens", "out", fmt.some, right=True),
+    Column("total_cost_usd", "Cost", fmt.cost, right=True),
+    Column("last_start", "Last start", fmt.moment),
+)
+
+
+@click.command()
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, metavar="N")
+@json_option
+def command(limit: int, as_json: bool) -> None:
+    """List runs, the latest first: traces, outcomes, scores, tokens, cost."""
+    with opened_store() as store:
+        rows = store.rows(RUNS_SQL, {"limit": limit})
+        if not rows:
+            raise no_traces(store)
+    print_table(COLUMNS, rows, json=as_json)

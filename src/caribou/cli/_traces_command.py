@@ -1,0 +1,71 @@
+"""``caribou traces``."""
+
+from __future__ import annotations
+
+import click
+
+from ..store import Store
+from . import _format as fmt
+from ._options import Filters, filter_options, json_option
+from ._output import Column, Row, in_terminal, note, print_table
+from ._store import no_traces, opened_store
+
+__all__ = ["command", "find_traces", "print_traces"]
+
+_SQL = """
+SELECT
+    trace_id, run_id, phase, step_number, datapoint_id, env_name, model_name, status, score,
+    turns, messages, tool_calls, tool_errors, input_tokens, output_tokens, cost_usd, duration_ms,
+    start_time, end_time, error_type, error_message, tags, metadata
+FROM traces
+WHERE {where}
+ORDER BY start_time DESC, trace_id
+LIMIT {{limit:UInt64}}
+"""
+
+_COLUMNS = (
+    Column("trace_id", "Trace", lambda value: str(value)[:12], style="bold"),
+    Column("run_id", "Run", width=28),
+    Column("step_number", "Step", right=True),
+    Column("datapoint_id", "Datapoint", width=24),
+    Column("status", "Status", style=fmt.status_style),
+    Column("score", "Score", fmt.score, right=True, style=fmt.score_style),
+    Column("turns", "Turns", fmt.count, right=True),
+    Column("tool_calls", "Tools", fmt.some, right=True),
+    Column("tool_errors", "Errors", fmt.some, right=True, style="red"),
+    Column("input_tokens", "Tokens in", fmt.some, right=True),
+    Column("output_tokens", "out", fmt.some, right=True),
+    Column("cost_usd", "Cost", fmt.cost, right=True),
+    Column("duration_ms", "Duration", fmt.duration, right=True),
+    Column("start_time", "Start", fmt.moment),
+)
+
+
+def find_traces(store: Store, filters: Filters, limit: int) -> list[Row]:
+    """The latest traces that match, newest first."""
+    where, parameters = filters.where()
+    return store.rows(_SQL.format(where=where), {**parameters, "limit": limit})
+
+
+def print_traces(rows: list[Row], *, json: bool) -> None:
+    """A listing of ``rows``."""
+    print_table(_COLUMNS, rows, json=json)
+
+
+@click.command()
+@filter_options
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, metavar="N")
+@json_option
+def command(filters: Filters, limit: int, as_json: bool) -> None:
+    """List traces, the latest first."""
+    with opened_store() as store:
+        rows = find_traces(store, filters, limit)
+        if not rows and not store.rows("SELECT 1 FROM traces LIMIT 1"):
+            raise no_traces(store)
+    print_traces(rows, json=as_json)
+    if as_json or not in_terminal():
+        return
+    if not rows:
+        note("No trace matches.")
+    elif len(rows) == limit:
+        note(f"The latest {limit} are shown; --limit shows more. One of them: caribou show ID")

@@ -1,0 +1,130 @@
+"""The embedded engine at one path: a lock so that one process has it, and late import.
+
+Importing the engine takes a second and most commands never need it. It allows one process per
+path, corrupts nothing when asked twice but answers with a riddle, so a lock file with the holder's
+name in it stands in front.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingExtra, StoreError
+from ..schema import parameter
+from .base import Parameters
+
+__all__ = ["Engine", "EngineError"]
+
+_POLL = 0.05
+_CODE = re.compile(r"Code: (\d+)\.\s*(?:DB::Exception: )?")
+
+
+class EngineError(StoreError):
+    """The engine refused a statement. ``code`` is ClickHouse's error code, 0 when unknown."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Engine:
+    """One open session. Statements run in the calling thread."""
+
+    def __init__(self, folder: Path, *, wait: float) -> None:
+        """Open the engine's files below ``folder``, waiting up to ``wait`` seconds for another
+        process to finish with them.
+
+        Raises:
+            MissingExtra: the engine is not installed.
+            StoreError: another process holds the store, or the folder cannot be used.
+        """
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = _take_lock(folder / "lock", wait)
+        except OSError as error:
+            raise StoreError(
+                f"the local store {folder} cannot be used: {error.strerror}"
+            ) from error
+        try:
+            self._session = _open_session(folder / "engine")
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def run(
+        self, sql: str, parameters: Parameters | None = None, format: str = "TabSeparated"
+    ) -> bytes:
+        """Run one statement and return its answer in a ClickHouse output format.
+
+        Raises:
+            EngineError: the engine refused it.
+        """
+        values = {name: parameter(value) for name, value in (parameters or {}).items()}
+        try:
+            return bytes(self._session.query(sql, format, params=values or None).bytes())
+        except Exception as error:
+            raise _engine_error(error) from error
+
+    def close(self) -> None:
+        """Close the session and let the next process in."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+            os.close(self._lock)
+
+
+def _open_session(path: Path) -> Any:
+    try:
+        from chdb.session import Session  # pyright: ignore
+    except ImportError as error:
+        raise MissingExtra(
+            "reading the local store needs the embedded engine: pip install 'caribou-trace[local]'"
+        ) from error
+    path.mkdir(mode=0o700, exist_ok=True)
+    try:
+        return Session(str(path.resolve()))  # pyright: ignore
+    except Exception as error:
+        raise StoreError(
+            f"the local store {path} cannot be opened: {_engine_error(error)}"
+            " (it is rebuilt from the journal when its folder is removed)"
+        ) from error
+
+
+def _take_lock(path: Path, wait: float) -> int:
+    """Lock ``path`` and write who holds it.
+
+    Raises:
+        StoreError: somebody else held it for all of ``wait`` seconds.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    give_up = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() < give_up:
+                time.sleep(_POLL)
+                continue
+            holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
+            os.close(fd)
+            raise StoreError(
+                f"the local store {path.parent} is in use by {holder}; try again when it has ended"
+            ) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"process {os.getpid()} ({Path(sys.argv[0]).name or 'python'})".encode(), 0)
+    return fd
+
+
+def _engine_error(error: Exception) -> EngineError:
+    text = str(error).strip()
+    match = _CODE.search(text)
+    if match is None:
+        return EngineError(text, 0)
+    return EngineError(text[match.end() :].strip(), int(match[1]))

@@ -1,0 +1,86 @@
+"""The journal of this machine, read by the embedded ClickHouse engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+
+from ..schema import migrate_sync, quote
+from ._engine import Engine
+from ._loading import Loaded, Loader
+from .base import Parameters, Progress, Row
+
+__all__ = ["LocalStore"]
+
+_WAIT = 10.0
+_SETTINGS = (
+    "output_format_json_quote_64bit_integers = 0",
+    "date_time_output_format = 'iso'",
+    # Nested values stay JSON text, as they do on a server.
+    "input_format_json_read_objects_as_strings = 1",
+    "input_format_json_read_arrays_as_strings = 1",
+    "input_format_json_read_numbers_as_strings = 1",
+    "input_format_json_read_bools_as_strings = 1",
+    "input_format_null_as_default = 1",
+    "input_format_skip_unknown_fields = 1",
+)
+
+
+class LocalStore:
+    """The rows of the journal below ``journal``, kept in ClickHouse tables below ``folder``.
+
+    Opening it creates the tables and loads what the journal has gained; ``loaded`` says what that
+    was. A journal that goes on growing is seen as it was at that moment.
+    """
+
+    def __init__(
+        self, folder: Path, journal: Path, database: str, progress: Progress | None = None
+    ) -> None:
+        """Open the store; ``progress`` is called while rows are loaded.
+
+        Raises:
+            MissingExtra: the engine is not installed.
+            StoreError: another process holds the store, or it cannot be opened.
+        """
+        self._folder = folder
+        self._engine = Engine(folder, wait=_WAIT)
+        try:
+            migrate_sync(self._engine.run, database=database)
+            self._engine.run(f"SET {', '.join(_SETTINGS)}")
+            loader = Loader(self._engine, journal, folder / "loaded.json", database)
+            self.loaded: Loaded = loader.load(progress)
+            self._engine.run(f"USE {quote(database)}")
+            self._engine.run("SET readonly = 2")
+        except BaseException:
+            self._engine.close()
+            raise
+
+    @property
+    def description(self) -> str:
+        """Where the rows are."""
+        return f"local store {self._folder}"
+
+    def query(self, sql: str, parameters: Parameters | None = None, *, format: str) -> bytes:
+        """See :meth:`caribou.store.Store.query`."""
+        return self._engine.run(sql, parameters, format)
+
+    def rows(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
+        """See :meth:`caribou.store.Store.rows`."""
+        answer = self.query(sql, parameters, format="JSONEachRow")
+        return [json.loads(line) for line in answer.splitlines()]
+
+    def close(self) -> None:
+        """Close the engine; the next process may open the store."""
+        self._engine.close()
+
+    def __enter__(self) -> LocalStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

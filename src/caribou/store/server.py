@@ -1,0 +1,87 @@
+"""A ClickHouse server, read over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import TracebackType
+
+from .._settings import Settings
+from ..sinks.clickhouse_reader import ClickHouseReader
+from .base import Parameters, Row
+
+__all__ = ["ServerStore", "server_reader"]
+
+_SETTINGS = {
+    "readonly": "2",
+    "output_format_json_quote_64bit_integers": "0",
+    "date_time_output_format": "iso",
+}
+
+
+def server_reader(
+    settings: Settings, *, timeout: float = 300.0, read_only: bool = True
+) -> ClickHouseReader:
+    """A client of the server in ``settings.clickhouse_url``; ``timeout`` is seconds a query.
+
+    Raises:
+        ConfigurationError: a part of the address is malformed.
+    """
+    return ClickHouseReader(
+        settings.clickhouse_url or "",
+        database=settings.clickhouse_database,
+        user=settings.clickhouse_user or "",
+        password=settings.clickhouse_password or "",
+        timeout=timeout,
+        settings=_SETTINGS if read_only else None,
+    )
+
+
+class ServerStore:
+    """The server in ``CLICKHOUSE_URL``. It has a loop of its own, so it blocks like a file."""
+
+    def __init__(self, settings: Settings, *, timeout: float = 300.0) -> None:
+        """Nothing is sent before the first query; ``timeout`` is seconds for each.
+
+        Raises:
+            ConfigurationError: a part of the address is malformed.
+        """
+        self._reader = server_reader(settings, timeout=timeout)
+        self._runner = asyncio.Runner()
+        self._open = True
+
+    @property
+    def description(self) -> str:
+        """Where the rows are."""
+        return f"ClickHouse server {self._reader.target}"
+
+    def query(self, sql: str, parameters: Parameters | None = None, *, format: str) -> bytes:
+        """See :meth:`caribou.store.Store.query`."""
+
+        async def ask() -> bytes:
+            return await self._reader.query(sql, parameters, format)
+
+        return self._runner.run(ask())
+
+    def rows(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
+        """See :meth:`caribou.store.Store.rows`."""
+        answer = self.query(sql, parameters, format="JSONEachRow")
+        return [json.loads(line) for line in answer.splitlines()]
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._open:
+            self._open = False
+            self._runner.run(self._reader.aclose())
+            self._runner.close()
+
+    def __enter__(self) -> ServerStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
