@@ -8,24 +8,26 @@ what it inherited and makes its own. At interpreter exit a bounded flush runs.
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import logging
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._settings import Settings
+import msgspec
+
+from ._settings import Settings, from_environment
 from .delivery.accounting import FlushResult, SinkStats, Stats
-from .errors import CaribouError
+from .errors import CaribouError, ConfigurationError
 from .journal.journal import Journal
 from .journal.stream import Stream
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from .delivery.replay import ReplayResult
     from .sinks.base import Sink
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "flush_blocking",
     "ready",
     "reconfigure",
+    "replay",
     "shutdown",
     "shutdown_blocking",
     "stats",
@@ -57,16 +60,15 @@ class Runtime:
     def __init__(self, settings: Settings) -> None:
         """Open the journal (a few milliseconds of file work) and start the I/O thread."""
         self.settings = settings
-        self.outside_rollout = 0
         self._refused: Counter[str] = Counter()
         self._refused_lock = threading.Lock()
-        self._pid = os.getpid()
         on_disk = settings.journal == "disk"
         sinks = _durable_sinks(settings)
+        targets = {sink.name: sink.target for sink in sinks}
         root = settings.journal_dir if on_disk else None
         self.journal = Journal(
             root,
-            sinks=sinks,
+            sinks=targets,
             max_bytes=settings.max_journal_bytes,
             rolled=self._rolled,
             successor=_successor,
@@ -80,8 +82,8 @@ class Runtime:
         self._dispatcher = Dispatcher(
             self.journal,
             root if self.journal.owner is not None else None,
-            lambda: _make_sinks(settings),
-            durable=sinks,
+            [*sinks, *_watching_sinks(settings)],
+            durable=targets,
             batch_bytes=settings.batch_bytes,
             batch_rows=settings.batch_rows,
             batch_age=settings.batch_age,
@@ -183,34 +185,30 @@ class Runtime:
         self._io.call(self._dispatcher.rolled)
 
 
-def _durable_sinks(settings: Settings) -> dict[str, str]:
-    """The sinks that must acknowledge every row, and where each delivers to."""
+def _durable_sinks(settings: Settings) -> list[Sink]:
+    """The sinks that must acknowledge every row. They import network libraries when first used,
+    which is in the I/O thread."""
     if settings.clickhouse_url is None:
-        return {}
-    from .sinks.clickhouse_http import NAME, target_of
+        return []
+    from .sinks.clickhouse_http import ClickHouseHTTP
 
-    return {NAME: target_of(settings.clickhouse_url, settings.clickhouse_database)}
-
-
-def _make_sinks(settings: Settings) -> Sequence[Sink]:
-    """Called in the I/O thread, where network libraries are imported."""
-    sinks: list[Sink] = []
-    if settings.clickhouse_url is not None:
-        from .sinks.clickhouse_http import ClickHouseHTTP
-
-        sinks.append(
-            ClickHouseHTTP(
-                settings.clickhouse_url,
-                database=settings.clickhouse_database,
-                user=settings.clickhouse_user,
-                password=settings.clickhouse_password,
-            )
+    return [
+        ClickHouseHTTP(
+            settings.clickhouse_url,
+            database=settings.clickhouse_database,
+            user=settings.clickhouse_user or "",
+            password=settings.clickhouse_password or "",
         )
-    if settings.debug:
-        from .sinks.console import Console
+    ]
 
-        sinks.append(Console())
-    return sinks
+
+def _watching_sinks(settings: Settings) -> list[Sink]:
+    """The sinks that only look on."""
+    if not settings.debug:
+        return []
+    from .sinks.console import Console
+
+    return [Console()]
 
 
 _lock = threading.Lock()
@@ -267,7 +265,7 @@ def reconfigure(settings: Settings) -> None:
 
 def _needs(settings: Settings) -> Settings:
     """The part of the settings that journal and delivery are built from."""
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         settings, run_id=None, phase=None, sample_rate=1.0, redact=None, disabled=False
     )
 
@@ -361,7 +359,7 @@ def _make() -> Runtime:
             return _current
         lost = _current
         if _settings is None:
-            _settings = Settings.from_environment()
+            _settings = from_environment()
         _current = Runtime(_settings)
         made = _current
     if lost is not None:
@@ -372,6 +370,29 @@ def _make() -> Runtime:
 
 def _successor(table: str) -> Stream:
     return current().streams[table]
+
+
+async def replay(settings: Settings, timeout: float) -> ReplayResult:
+    """Deliver what dead processes left in the journal of ``settings`` to its sinks.
+
+    Raises:
+        ConfigurationError: no sink is configured.
+    """
+    from .delivery.replay import replay as deliver
+
+    sinks = _durable_sinks(settings)
+    if not sinks:
+        raise ConfigurationError(
+            "CLICKHOUSE_URL is not set, so there is nowhere to deliver to; without it the journal "
+            "itself is the store"
+        )
+    return await deliver(
+        settings.journal_dir,
+        sinks,
+        timeout=timeout,
+        batch_bytes=settings.batch_bytes,
+        batch_rows=settings.batch_rows,
+    )
 
 
 async def _in_thread(function: Callable[[], T]) -> T:
@@ -412,7 +433,6 @@ def _register_exit() -> None:
     """
     global _exit_registered
     if not _exit_registered:
-
         _exit_registered = True
         getattr(threading, "_register_atexit", atexit.register)(_at_exit)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import JournalError
-from ..journal.journal import TABLES, Journal
+from ..journal.journal import Journal
 from ..journal.owner import Owner, owner_folders, read_info
 from ..journal.reader import segment_files, set_aside_torn
 from ..sinks.base import Sink
@@ -34,7 +34,7 @@ class Dispatcher:
         self,
         journal: Journal,
         root: Path | None,
-        make_sinks: Callable[[], Sequence[Sink]],
+        sinks: Sequence[Sink],
         *,
         durable: dict[str, str],
         batch_bytes: int,
@@ -47,18 +47,24 @@ class Dispatcher:
         ``batch_age`` is the longest time, in seconds, that a row waits for company.
         ``adopt_any`` takes dead owners' rows whatever target they were meant for.
         """
-        self._accounts = {sink: (Ledger(), frozenset(TABLES)) for sink in durable}
         self._journal = journal
         self._root = root
-        self._make_sinks = make_sinks
+        self._sinks = sinks
         self._durable = durable
-        self._batch_bytes = batch_bytes
-        self._batch_rows = batch_rows
         self._batch_age = batch_age
         self._adopt_any = adopt_any
-        self._couriers: list[Courier] = []
-        self._links: list[Link] = []
-        self._own: OwnSource | None = None
+        tables = {sink.name: sink.tables for sink in sinks}
+        dead_letters = DeadLetters(root)
+        self._own = OwnSource(journal, tables, durable)
+        self._links = [
+            Link(sink, dead_letters, Ledger(), batch_bytes, batch_rows) for sink in sinks
+        ]
+        self._couriers = [
+            Courier(table, link, self._sources)
+            for link in self._links
+            for table in sorted(link.sink.tables)
+        ]
+        self._dead_letters = dead_letters
         self._adopted: list[AdoptedSource] = []
         self._rolled = asyncio.Event()
         self._first_look = asyncio.Event()
@@ -66,7 +72,7 @@ class Dispatcher:
 
     def accounts(self) -> dict[str, tuple[Ledger, frozenset[str]]]:
         """Each sink's ledger and the tables it takes."""
-        return self._accounts.copy()
+        return {link.sink.name: (link.ledger, link.sink.tables) for link in self._links}
 
     def rolled(self) -> None:
         """A segment was sealed: a standby is to be made, and a full batch waits."""
@@ -75,21 +81,11 @@ class Dispatcher:
     @property
     def delivered(self) -> bool:
         """Whether the sinks have everything this process wrote."""
-        return self._own is not None and self._own.delivered
+        return self._own.delivered
 
     async def run(self) -> None:
         """Run until cancelled; then leave everything in a state the next process can go on from."""
         self._journal.upkeep()
-        sinks = self._make_sinks()
-        tables = {sink.name: sink.tables for sink in sinks}
-        self._own = OwnSource(self._journal, tables, self._durable)
-        dead_letters = DeadLetters(self._root)
-        for sink in sinks:
-            ledger, _ = self._accounts.get(sink.name, (Ledger(), sink.tables))
-            self._accounts[sink.name] = (ledger, sink.tables)
-            link = Link(sink, dead_letters, ledger, self._batch_bytes, self._batch_rows)
-            self._links.append(link)
-            self._couriers += [Courier(table, link, self._sources) for table in sorted(sink.tables)]
         try:
             async with asyncio.TaskGroup() as tasks:
                 for courier in self._couriers:
@@ -100,7 +96,7 @@ class Dispatcher:
         finally:
             for source in self._adopted:
                 source.close()
-            for sink in sinks:
+            for sink in self._sinks:
                 await sink.aclose()
 
     async def flush(self, *, recovered: bool = False) -> None:
@@ -116,7 +112,6 @@ class Dispatcher:
                 self._close_finished()
 
     def _sources(self) -> Sequence[Source]:
-        assert self._own is not None
         return [self._own, *self._adopted]
 
     async def _ticking(self) -> None:
@@ -137,7 +132,6 @@ class Dispatcher:
                 for courier in self._couriers:
                     courier.call(full_only=True)
             self._journal.upkeep()
-            assert self._own is not None
             for stream in self._journal.streams.values():
                 for segment in tuple(stream.segments):
                     self._own.settle(segment)
@@ -186,11 +180,10 @@ class Dispatcher:
             if link.sink.name in self._durable
             and (self._adopt_any or owner.info.sinks.get(link.sink.name) == link.sink.target)
         }
-        dead_letters = self._links[0].dead_letters
         for file in segment_files(owner.folder):
             torn = set_aside_torn(file)
             if torn:
-                dead_letters.add_torn(owner.name, file.table, file.number, torn)
+                self._dead_letters.add_torn(owner.name, file.table, file.number, torn)
         source = AdoptedSource(owner, tables)
         for link in self._links:
             if link.sink.name in tables:

@@ -18,7 +18,7 @@ from .stream import SEGMENT_BYTES, Stream
 
 __all__ = ["TABLES", "Journal"]
 
-TABLES = ("spans", "traces", "entity_metadata", "trace_tags", "scores")
+TABLES: tuple[str, ...] = ("spans", "traces", "entity_metadata", "trace_tags", "scores")
 
 _logger = logging.getLogger("caribou")
 

@@ -22,7 +22,7 @@ _OPEN = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 def _fill(fd: int, end: int) -> None:
-    """Write newlines over ``[0, end)``; ``pwrite`` releases the GIL, a store into a map does not."""
+    """Newlines over ``[0, end)``. ``pwrite`` releases the GIL, a store into a map does not."""
     at = 0
     while at < end:
         at += os.pwrite(fd, _FILL[: end - at], at)

@@ -1,0 +1,361 @@
+"""Delivery between a real journal and a sink that fails in every way a sink may."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from caribou.delivery.dead_letters import read_dead_letters
+from caribou.delivery.dispatcher import Dispatcher
+from caribou.delivery.replay import replay
+from caribou.journal.cursor import Cursor, InFlight
+from caribou.journal.journal import Journal
+from caribou.journal.owner import owner_folders
+from caribou.journal.stream import Stream
+from caribou.sinks.base import (
+    Ambiguous,
+    Batch,
+    Misconfigured,
+    Poison,
+    Retry,
+    SinkError,
+    TooLarge,
+)
+
+
+class Backend:
+    """A sink that stores rows and fails as told.
+
+    ``faults`` are raised by the next calls of ``send``, one each. An ``Ambiguous`` fault may come
+    with the rows stored before it (``stores_anyway``).
+    """
+
+    name = "backend"
+    target = "memory://backend"
+    tables = frozenset({"spans", "scores"})
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.batches: Counter[str] = Counter()
+        self.faults: list[SinkError] = []
+        self.stores_anyway = False
+        self.down: Callable[[], SinkError] | None = None
+        self.refuses: Callable[[int], bool] = lambda _: False
+        self.most_rows = 1_000_000
+        self.sizes: list[int] = []
+        self.hold: asyncio.Event | None = None
+        self.sending = asyncio.Event()
+
+    async def send(self, batch: Batch) -> None:
+        self.sending.set()
+        if self.hold is not None:
+            await self.hold.wait()
+        rows = [json.loads(line)["seq"] for line in bytes(batch.data).splitlines()]
+        assert len(rows) == batch.rows
+        assert bytes(batch.data).endswith(b"\n")
+        if self.down is not None:
+            raise self.down()
+        if self.faults:
+            fault = self.faults.pop(0)
+            if self.stores_anyway:
+                self._store(batch, rows)
+            raise fault
+        if len(rows) > self.most_rows:
+            raise TooLarge("memory limit exceeded", code=241)
+        if any(self.refuses(row) for row in rows):
+            raise Poison("cannot parse", code=27)
+        self._store(batch, rows)
+
+    def _store(self, batch: Batch, rows: list[int]) -> None:
+        self.rows += rows
+        self.sizes.append(len(batch.data))
+        self.batches[batch.batch_id] += 1
+
+    async def confirm(self, batch: Batch) -> bool:
+        return batch.batch_id in self.batches
+
+    async def aclose(self) -> None:
+        pass
+
+
+def no_successor(table: str) -> Stream:
+    raise AssertionError(table)
+
+
+class Running:
+    """A journal and its delivery in the test's loop."""
+
+    def __init__(self, root: Path | None, sink: Backend, *, batch_bytes: int = 1 << 20) -> None:
+        self.sink = sink
+        self.journal = Journal(
+            root,
+            sinks={sink.name: sink.target},
+            max_bytes=1 << 30,
+            rolled=lambda: self.dispatcher.rolled(),
+            successor=no_successor,
+        )
+        self.dispatcher = Dispatcher(
+            self.journal,
+            root,
+            [sink],
+            durable={sink.name: sink.target},
+            batch_bytes=batch_bytes,
+            batch_rows=50_000,
+            batch_age=0.01,
+        )
+
+    def log(self, *numbers: int, size: int = 50) -> None:
+        for number in numbers:
+            line = json.dumps({"seq": number, "content": "x" * size}).encode() + b"\n"
+            self.journal.streams["spans"].append(line)
+
+    async def flush(self, timeout: float = 10.0) -> None:
+        async with asyncio.timeout(timeout):
+            await self.dispatcher.flush(recovered=True)
+
+    @property
+    def account(self) -> tuple[int, int, int, dict[str, int]]:
+        """logged, delivered, pending, dropped; pending is counted from what is in the journal."""
+        ledger, _ = self.dispatcher.accounts()[self.sink.name]
+        stats = ledger.stats(self.journal.streams["spans"].rows, Counter())
+        return stats.logged, stats.delivered, stats.pending, stats.dropped
+
+
+@asynccontextmanager
+async def running(
+    root: Path | None, sink: Backend, *, batch_bytes: int = 1 << 20, delivered: bool = True
+) -> AsyncIterator[Running]:
+    delivery = Running(root, sink, batch_bytes=batch_bytes)
+    task = asyncio.create_task(delivery.dispatcher.run())
+    try:
+        yield delivery
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        delivery.journal.close(delivered=delivery.dispatcher.delivered)
+
+
+async def test_everything_logged_is_delivered_in_order_and_once(tmp_path: Path) -> None:
+    sink = Backend()
+    async with running(tmp_path, sink) as delivery:
+        delivery.log(*range(20_000))
+        await delivery.flush()
+        assert sink.rows == list(range(20_000))
+        assert delivery.account == (20_000, 20_000, 0, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_batches_are_bounded_in_bytes_and_end_on_rows(tmp_path: Path) -> None:
+    sink = Backend()
+    async with running(tmp_path, sink, batch_bytes=4096) as delivery:
+        delivery.log(*range(1000))
+        delivery.log(1000, size=10_000)
+        delivery.log(1001)
+        await delivery.flush()
+        assert sink.rows == list(range(1002))
+        assert sorted(sink.sizes)[-2] <= 4096 < max(sink.sizes)
+
+
+async def test_rows_go_on_their_own_once_they_are_old_enough(tmp_path: Path) -> None:
+    sink = Backend()
+    async with running(tmp_path, sink) as delivery:
+        delivery.log(1)
+        async with asyncio.timeout(5):
+            await sink.sending.wait()
+        await delivery.flush()
+        assert sink.rows == [1]
+
+
+@pytest.mark.parametrize("fault", [Retry, Ambiguous])
+async def test_a_passing_fault_loses_and_doubles_nothing(
+    tmp_path: Path, fault: type[SinkError]
+) -> None:
+    sink = Backend()
+    sink.faults = [fault("connection reset"), fault("connection reset")]
+    async with running(tmp_path, sink) as delivery:
+        delivery.log(*range(100))
+        await delivery.flush()
+        assert sink.rows == list(range(100))
+        assert delivery.account == (100, 100, 0, {})
+
+
+async def test_a_batch_that_was_stored_without_an_answer_is_not_sent_again(tmp_path: Path) -> None:
+    sink = Backend()
+    sink.stores_anyway = True
+    sink.faults = [Ambiguous("the connection died after the body")]
+    async with running(tmp_path, sink) as delivery:
+        delivery.log(*range(100))
+        await delivery.flush()
+        assert sink.rows == list(range(100))
+        assert delivery.account == (100, 100, 0, {})
+
+
+async def test_a_batch_that_is_too_large_is_halved(tmp_path: Path) -> None:
+    sink = Backend()
+    sink.most_rows = 10
+    async with running(tmp_path, sink) as delivery:
+        delivery.log(*range(333))
+        await delivery.flush()
+        assert sink.rows == list(range(333))
+
+
+async def test_a_poison_row_takes_none_of_its_neighbours_along(tmp_path: Path) -> None:
+    sink = Backend()
+    sink.refuses = lambda row: row == 4321
+    async with running(tmp_path, sink) as delivery:
+        delivery.log(*range(9999))
+        await delivery.flush()
+        assert sink.rows == [row for row in range(9999) if row != 4321]
+        assert delivery.account == (9999, 9998, 0, {"dead_letter": 1})
+    (letter,) = read_dead_letters(tmp_path)
+    assert json.loads(bytes(letter.row))["seq"] == 4321
+    assert (letter.table, letter.sink, letter.code) == ("spans", "backend", 27)
+
+
+async def test_a_backend_that_is_down_holds_the_rows_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = Backend()
+    sink.down = lambda: Retry("connection refused")
+    async with running(tmp_path, sink) as delivery:
+        delivery.log(*range(10))
+        with pytest.raises(TimeoutError):
+            await delivery.flush(0.3)
+        assert delivery.account == (10, 0, 10, {})
+        delivery.log(*range(10, 20))
+        with pytest.raises(TimeoutError):
+            await delivery.flush(0.8)
+        warnings = [r for r in caplog.records if r.levelno >= logging.WARNING]
+        assert len(warnings) == 1
+        assert "connection refused" in warnings[0].getMessage()
+        sink.down = None
+        await delivery.flush()
+        assert sink.rows == list(range(20))
+        assert delivery.account == (20, 20, 0, {})
+
+
+async def test_a_setting_at_fault_keeps_the_rows_and_names_itself(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = Backend()
+    sink.faults = [Misconfigured("CLICKHOUSE_PASSWORD is wrong", code=516)]
+    async with running(tmp_path, sink) as delivery:
+        delivery.log(1)
+        await delivery.flush()
+        assert sink.rows == [1]
+    assert "CLICKHOUSE_PASSWORD is wrong" in caplog.text
+
+
+async def test_a_defect_in_a_sink_is_no_end_of_delivery(tmp_path: Path) -> None:
+    sink = Backend()
+    sink.faults = [KeyError("a bug")]  # type: ignore[list-item]
+    async with running(tmp_path, sink) as delivery:
+        delivery.log(1)
+        await delivery.flush()
+        assert sink.rows == [1]
+
+
+async def test_what_a_process_leaves_is_delivered_by_the_next(tmp_path: Path) -> None:
+    first = Backend()
+    first.down = lambda: Retry("connection refused")
+    async with running(tmp_path, first) as delivery:
+        delivery.log(*range(1000))
+    assert len(list(owner_folders(tmp_path))) == 1
+    second = Backend()
+    async with running(tmp_path, second) as delivery:
+        delivery.log(5000)
+        await delivery.flush()
+        assert sorted(second.rows) == [*range(1000), 5000]
+        assert delivery.account == (1001, 1001, 0, {})
+    assert list(owner_folders(tmp_path)) == []
+
+
+async def test_a_send_cut_short_by_the_end_of_its_process_is_asked_about(tmp_path: Path) -> None:
+    """The first process stored a batch and ended before it heard of it; the next does not send
+    it again."""
+    sink = Backend()
+    sink.hold = asyncio.Event()
+    async with running(tmp_path, sink) as delivery:
+        delivery.log(*range(100))
+        await sink.sending.wait()
+    (folder,) = owner_folders(tmp_path)
+    sent = Cursor(folder, sink.name).in_flight("spans", 1)
+    assert isinstance(sent, InFlight)
+    after = Backend()
+    after.batches[f"{folder.name}:spans:1:{sent.start}-{sent.end}"] = 1
+    async with running(tmp_path, after) as delivery:
+        await delivery.flush()
+        assert delivery.account == (100, 100, 0, {})
+    assert after.rows == list(range(sent.rows, 100))
+
+
+async def test_rows_meant_for_another_server_are_left_alone(tmp_path: Path) -> None:
+    first = Backend()
+    first.down = lambda: Retry("connection refused")
+    async with running(tmp_path, first) as delivery:
+        delivery.log(1)
+    other = Backend()
+    other.target = "memory://other"
+    async with running(tmp_path, other) as delivery:
+        await delivery.flush()
+    assert other.rows == []
+    assert len(list(owner_folders(tmp_path))) == 1
+
+
+async def test_replay_delivers_whatever_was_left_and_says_how_much(tmp_path: Path) -> None:
+    first = Backend()
+    first.down = lambda: Retry("connection refused")
+    async with running(tmp_path, first) as delivery:
+        delivery.log(*range(500))
+    other = Backend()
+    other.target = "memory://other"
+    other.refuses = lambda row: row == 7
+    result = await replay(tmp_path, [other], timeout=10, batch_bytes=1 << 20, batch_rows=100)
+    assert (result.owners, result.rows, result.delivered) == (1, 500, 499)
+    assert (result.dead, result.pending) == (1, 0)
+    assert sorted(other.rows) == [row for row in range(500) if row != 7]
+
+
+async def test_replay_of_nothing_is_quick_and_says_so(tmp_path: Path) -> None:
+    result = await replay(tmp_path, [Backend()], timeout=10, batch_bytes=1 << 20, batch_rows=100)
+    assert (result.owners, result.rows) == (0, 0)
+
+
+async def test_replay_ends_by_its_deadline_and_keeps_the_rows(tmp_path: Path) -> None:
+    first = Backend()
+    first.down = lambda: Retry("connection refused")
+    async with running(tmp_path, first) as delivery:
+        delivery.log(*range(5))
+    result = await replay(tmp_path, [first], timeout=0.2, batch_bytes=1 << 20, batch_rows=100)
+    assert (result.rows, result.pending, result.last_error) == (5, 5, "connection refused")
+    assert len(list(owner_folders(tmp_path))) == 1
+
+
+async def test_delivered_segments_are_used_again(tmp_path: Path) -> None:
+    sink = Backend()
+    async with running(tmp_path, sink) as delivery:
+        for number in range(0, 30_000, 100):
+            delivery.log(*range(number, number + 100), size=1500)
+            if number % 1000 == 0:
+                await delivery.flush()
+        await delivery.flush()
+        assert len(sink.rows) == 30_000
+        folder = delivery.journal.folder
+        assert folder is not None
+        # 45 MB went through; what stays is the segment being written and those standing by.
+        assert sum(path.stat().st_size for path in folder.iterdir()) < 20 << 20
+
+
+async def test_in_memory_everything_is_delivered_too() -> None:
+    sink = Backend()
+    async with running(None, sink) as delivery:
+        delivery.log(*range(20_000))
+        await delivery.flush()
+        assert sink.rows == list(range(20_000))
