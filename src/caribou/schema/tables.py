@@ -92,8 +92,7 @@ def parameter(value: str | int | float | Sequence[str] | None) -> str:
         escaped = value.replace("\\", "\\\\")
         return escaped.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
     if isinstance(value, Sequence):
-        # An array is text that holds quoted strings: escaped once for each.
-        return parameter("[" + ", ".join(quote_text(item) for item in value) + "]")
+        return "[" + ", ".join(quote_text(item) for item in value) + "]"
     return str(value)
 
 

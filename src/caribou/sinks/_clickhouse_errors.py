@@ -35,7 +35,7 @@ MISSING_SCHEMA = frozenset({16, 60, 81})
 """No such column, table or database: the schema is not there yet, or is older than ours."""
 
 BAD_SQL = frozenset({20, 36, 46, 47, 62})
-"""The statement is wrong: the user's own, or ours where the schema is not what it was written for."""
+"""The statement is wrong: the user's own, or ours where the schema is another than it expects."""
 
 _TOO_LARGE = frozenset({241})  # memory limit
 _AMBIGUOUS = frozenset({319})  # the server itself does not know whether the insert went through
