@@ -1,0 +1,490 @@
+"""The functions that users call. How anything is recorded is found in the modules below."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from hashlib import blake2b
+from types import TracebackType
+from typing import Any, Final, Literal, Protocol
+
+from . import _runtime
+from ._managers import NullRecorder, SpanManager, TraceManager
+from ._meta import check_meta
+from ._rollout import Recorder
+from ._sanitize import MAX_INTEGER
+from ._scope import Scope, calling_frame, current, settle
+from ._settings import Redact, Settings, from_environment
+from ._write import WRITERS, base_record
+from .delivery.accounting import FlushResult, Stats
+from .errors import InvalidType, InvalidValue
+from .records import Phase, Record, RolloutStatus, TraceMeta
+
+__all__ = [
+    "Capturing",
+    "Span",
+    "Trace",
+    "active",
+    "add_meta",
+    "add_tags",
+    "capture_with",
+    "configure",
+    "current_trace_id",
+    "flush",
+    "increment_intra",
+    "increment_turn",
+    "log",
+    "scope_for_span",
+    "set_error",
+    "set_intra_index",
+    "set_status",
+    "set_turn_index",
+    "shutdown",
+    "skip_reason",
+    "span",
+    "stats",
+    "trace_run",
+]
+
+_MAX_SITES: Final = 1000
+
+
+class Capturing(Recorder, Protocol):
+    """What stands in for the process's runtime in a user's tests."""
+
+    def result(self) -> FlushResult:
+        """What flushing gives: there is nothing to deliver."""
+        ...
+
+    def stats(self) -> Stats:
+        """The counts so far."""
+        ...
+
+    def count_outside(self) -> None:
+        """Count a call that had no rollout to belong to."""
+        ...
+
+
+class _State:
+    """What ``configure()`` was given, the settings in force once something needed them, a capture
+    that stands in for the runtime, and the places already warned of."""
+
+    given: Mapping[str, object] = {}
+    settings: Settings | None = None
+    capture: Capturing | None = None
+    sites: Final[set[tuple[str, int]]] = set()
+
+
+def configure(
+    run_id: str | None = None,
+    phase: Phase | None = None,
+    *,
+    clickhouse_url: str | None = None,
+    clickhouse_database: str | None = None,
+    clickhouse_user: str | None = None,
+    clickhouse_password: str | None = None,
+    home: str | os.PathLike[str] | None = None,
+    journal_dir: str | os.PathLike[str] | None = None,
+    journal: Literal["disk", "memory"] | None = None,
+    max_journal_bytes: int | None = None,
+    sample_rate: float | None = None,
+    redact: Redact | None = None,
+    disabled: bool | None = None,
+    debug: bool | None = None,
+    batch_bytes: int | None = None,
+    batch_rows: int | None = None,
+    batch_age: float | None = None,
+) -> None:
+    """Set defaults. Safe to call many times: what is None stays as it was set before, or as the
+    environment has it. Only what changed is restarted.
+
+    Args:
+        run_id: the run of rollouts that name none; in prod the project's name.
+        phase: ``"train"``, ``"eval"`` or ``"prod"``, for rollouts that name none.
+        clickhouse_url: ``http(s)://host:port`` of a ClickHouse server (``CLICKHOUSE_URL``); an
+            empty text means none: the journal is the store.
+        clickhouse_database: its database (``CLICKHOUSE_DATABASE``), by default ``caribou``.
+        clickhouse_user: the user (``CLICKHOUSE_USER``).
+        clickhouse_password: the password (``CLICKHOUSE_PASSWORD``).
+        home: Caribou's folder (``CARIBOU_HOME``), by default ``.caribou``.
+        journal_dir: the journal's folder (``CARIBOU_JOURNAL_DIR``), by default ``journal`` in
+            ``home``.
+        journal: ``"disk"``, or ``"memory"`` to keep rows off the disk and lose them in a crash.
+        max_journal_bytes: from this size on, new rollouts run untraced; by default 2 GiB.
+        sample_rate: the share of rollouts to record, 0.0 to 1.0; each is recorded whole or not at
+            all.
+        redact: ``redact(table, row)`` sees each row as a dict before it is written anywhere, and
+            returns it as it may be written. Ids, times and the like stay as they are. If it raises,
+            the row is written without its content.
+        disabled: record nothing (``CARIBOU_DISABLED``).
+        debug: show spans on the console as they end (``CARIBOU_TRACE_DEBUG``).
+        batch_bytes: deliver at most this many bytes of rows at once; by default 4 MiB.
+        batch_rows: deliver at most this many rows at once; by default 50,000.
+        batch_age: deliver a row after at most this many seconds; by default 0.5.
+
+    Raises:
+        InvalidType: an argument has the wrong type.
+        InvalidValue: an argument has a value that cannot work.
+        ConfigurationError: a variable of the environment has such a value.
+    """
+    arguments = dict(locals())
+    given = {name: value for name, value in arguments.items() if value is not None}
+    merged = {**_State.given, **given}
+    settings = from_environment(merged)
+    _State.given = merged
+    _State.settings = settings
+    if _State.capture is None:
+        _runtime.reconfigure(settings)
+
+
+def active() -> Settings:
+    """The settings in force.
+
+    Raises:
+        ConfigurationError: a variable of the environment has a value that cannot work.
+    """
+    if _State.settings is None:
+        _State.settings = from_environment(_State.given)
+        if _State.capture is None:
+            _runtime.reconfigure(_State.settings)
+    return _State.settings
+
+
+def capture_with(capture: Capturing | None, settings: Settings | None) -> None:
+    """Record with ``capture`` and no longer with the runtime, or with the runtime again."""
+    _State.capture = capture
+    _State.given = {}
+    _State.settings = settings
+
+
+class Trace(TraceManager):
+    """What ``trace_run`` returns: ``async with`` it."""
+
+    async def __aenter__(self) -> str:
+        settings = active()
+        recorder: Recorder
+        if _State.capture is not None:
+            recorder = _State.capture
+        elif settings.disabled:
+            recorder = NullRecorder(settings)
+        else:
+            # All that waits comes before anything is made current.
+            recorder = await _runtime.ready()
+        return self._open(recorder, skip_reason(recorder, self.trace_id), calling_frame(1))
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close(problem)
+
+
+class Span(SpanManager):
+    """What ``span`` returns: ``async with`` it."""
+
+    async def __aenter__(self) -> None:
+        parent = scope_for_span(depth=2)
+        if parent is not None:
+            self._open(parent, calling_frame(1))
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close(problem)
+
+
+def trace_run(meta: TraceMeta | Mapping[str, object]) -> Trace:
+    """One rollout: an asynchronous context manager that gives the trace's id, 32 hex digits.
+
+    A rollout that returns is COMPLETED, one that raises is ERROR with what it raised (which goes on
+    unchanged), one that is cancelled is ABORTED; ``set_status`` says otherwise. Within another
+    rollout it is a rollout of its own.
+
+    Args:
+        meta: what the rollout is about; see :class:`TraceMeta`.
+
+    Raises:
+        InvalidType: ``meta`` is no dict, or a value in it has the wrong type.
+        InvalidValue: a key is missing or unknown, or a value is outside what its key allows.
+        ConfigurationError: a variable of the environment has a value that cannot work.
+    """
+    return Trace(check_meta(meta, active()))
+
+
+def span(name: str, *, kind: str = "span", attributes: Mapping[str, object] | None = None) -> Span:
+    """A scope within a rollout, for example an environment's step or a sub-agent: an asynchronous
+    context manager. What is logged inside are its children.
+
+    Args:
+        name: what it is.
+        kind: what kind of thing it is.
+        attributes: anything else, by name.
+
+    Raises:
+        InvalidType: ``name`` or ``kind`` is no str, or ``attributes`` no dict.
+        InvalidValue: ``name`` or ``kind`` is empty.
+    """
+    return Span(name, kind, attributes)
+
+
+def log(item: Record) -> None:
+    """Record a message, tool execution, grade or event under the current span.
+
+    Synchronous and quick: once it returns, what it was given is safe from a crash of the process,
+    and may be changed. It never raises for what the record holds.
+
+    Args:
+        item: the record.
+
+    Raises:
+        InvalidType: it is no record, or one without its name or role.
+    """
+    scope = current.get()
+    write = WRITERS.get(type(item))
+    if scope is not None and scope.fast and write is not None:
+        write(scope, item)
+    else:
+        _log_carefully(item)
+
+
+def _log_carefully(item: Any) -> None:
+    if type(item) not in WRITERS:
+        item = base_record(item)
+    scope = _scope_for("log()", 1)
+    if scope is None:
+        return
+    rollout = scope.rollout
+    if rollout.skipped is not None:
+        rollout.skip(1)
+        return
+    if rollout.closed:
+        rollout.late(scope)
+    WRITERS[type(item)](scope, item)
+    rollout.amended()
+
+
+def add_meta(data: Mapping[str, object]) -> None:
+    """Add keys and values to the rollout; a key that is there already is replaced.
+
+    Args:
+        data: the keys and values. Numbers can be searched by range.
+
+    Raises:
+        InvalidType: it is no dict.
+    """
+    if not isinstance(data, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidType(f"add_meta() takes a dict, not {type(data).__name__}")
+    scope = _scope_for("add_meta()")
+    if scope is not None:
+        scope.rollout.add_meta(data)
+
+
+def add_tags(*tags: str) -> None:
+    """Add tags to the rollout, to find it by.
+
+    Args:
+        tags: any texts that are not empty.
+
+    Raises:
+        InvalidType: a tag is no str.
+        InvalidValue: a tag is empty.
+    """
+    for tag in tags:
+        if not isinstance(tag, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidType(f"add_tags() takes texts, not {type(tag).__name__}")
+        if not tag:
+            raise InvalidValue("add_tags(): a tag must not be empty")
+    scope = _scope_for("add_tags()")
+    if scope is not None:
+        scope.rollout.add_tags(tags)
+
+
+def set_status(status: RolloutStatus, error_message: str | None = None) -> None:
+    """Say how the rollout ended.
+
+    Args:
+        status: the outcome, or its name.
+        error_message: what went wrong, if anything did.
+
+    Raises:
+        InvalidValue: there is no such status.
+        InvalidType: ``error_message`` is no str.
+    """
+    try:
+        outcome = RolloutStatus(status)
+    except ValueError:
+        known = ", ".join(RolloutStatus)
+        raise InvalidValue(f"set_status() takes one of {known}, not {status!r}") from None
+    if error_message is not None:
+        _check_text("set_status()", "error_message", error_message)
+    scope = _scope_for("set_status()")
+    if scope is not None:
+        scope.rollout.set_status(outcome.value, error_message)
+
+
+def set_error(message: str) -> None:
+    """Mark the current span as errored; outside any span, the rollout.
+
+    Args:
+        message: what went wrong.
+
+    Raises:
+        InvalidType: it is no str.
+    """
+    _check_text("set_error()", "message", message)
+    scope = _scope_for("set_error()")
+    if scope is None:
+        return
+    while scope.closed and scope is not scope.rollout.root and scope.parent is not None:
+        scope = scope.parent
+    if scope is scope.rollout.root:
+        scope.rollout.set_status(RolloutStatus.ERROR.value, message)
+    else:
+        scope.error = message
+
+
+def increment_turn() -> None:
+    """Open the next turn: the next message stands at its start."""
+    scope = _scope_for("increment_turn()")
+    if scope is not None:
+        scope.rollout.set_turn(scope.rollout.turn + 1)
+
+
+def increment_intra() -> None:
+    """Put the next message one place further in its turn than the latest one."""
+    scope = _scope_for("increment_intra()")
+    if scope is not None:
+        scope.rollout.set_intra(scope.rollout.intra + 1)
+
+
+def set_turn_index(n: int) -> None:
+    """Put the next messages in turn ``n``.
+
+    Raises:
+        InvalidType: ``n`` is no int.
+        InvalidValue: ``n`` is negative.
+    """
+    _check_index("set_turn_index()", n)
+    scope = _scope_for("set_turn_index()")
+    if scope is not None:
+        scope.rollout.set_turn(n)
+
+
+def set_intra_index(n: int) -> None:
+    """Put the next message at place ``n`` of its turn.
+
+    Raises:
+        InvalidType: ``n`` is no int.
+        InvalidValue: ``n`` is negative.
+    """
+    _check_index("set_intra_index()", n)
+    scope = _scope_for("set_intra_index()")
+    if scope is not None:
+        scope.rollout.set_intra(n)
+
+
+def current_trace_id() -> str | None:
+    """The id of the trace that the running code belongs to: 32 hex digits, or None."""
+    scope = settle()
+    return None if scope is None else scope.rollout.trace_id
+
+
+async def flush(timeout: float = 5.0) -> FlushResult:
+    """Wait until everything logged before the call is acknowledged by every sink.
+
+    Args:
+        timeout: seconds; the call returns by then, whatever the backend does. Cancelling it loses
+            nothing.
+
+    Returns:
+        What was delivered and what was not.
+    """
+    if _State.capture is not None:
+        return _State.capture.result()
+    return await _runtime.flush(timeout)
+
+
+async def shutdown(timeout: float = 10.0) -> FlushResult:
+    """Flush, stop the I/O thread, and release files and connections.
+
+    What could not be delivered stays in the journal for the next process. ``configure()`` or the
+    next rollout starts again.
+
+    Args:
+        timeout: seconds; the call returns by then, whatever the backend does.
+
+    Returns:
+        What was delivered and what was not.
+    """
+    if _State.capture is not None:
+        return _State.capture.result()
+    return await _runtime.shutdown(timeout)
+
+
+def stats() -> Stats:
+    """How many rows were logged, delivered and dropped, per sink, and what is pending."""
+    if _State.capture is not None:
+        return _State.capture.stats()
+    return _runtime.stats()
+
+
+def captured() -> Capturing | None:
+    """What stands in for the runtime, if anything does."""
+    return _State.capture
+
+
+def skip_reason(recorder: Recorder, trace_id: str) -> str | None:
+    """Why a new rollout is not recorded: None if it is, empty if its rows are not even counted."""
+    settings = recorder.settings
+    if settings.disabled:
+        return ""
+    if not recorder.accepting:
+        return "journal_full"
+    if settings.sample_rate < 1.0:
+        # By the id, so that all parts of a trace agree, in every process.
+        digest = blake2b(trace_id.encode(), digest_size=8).digest()
+        if int.from_bytes(digest) >= settings.sample_rate * 2**64:
+            return "sampled"
+    return None
+
+
+def scope_for_span(depth: int) -> Scope | None:
+    """The scope that a new span belongs to; ``depth`` calls up is the code that opens it."""
+    return _scope_for("span()", depth)
+
+
+def _scope_for(call: str, depth: int = 1) -> Scope | None:
+    """The scope that a call belongs to. Where there is none that is said, once for each place in
+    the program: the one ``depth`` calls above the function that asks."""
+    scope = settle()
+    if scope is not None or active().disabled:
+        return scope
+    if _State.capture is not None:
+        _State.capture.count_outside()
+    else:
+        _runtime.count_outside()
+    frame = calling_frame(depth + 1)
+    site = (frame.f_code.co_filename, frame.f_lineno)
+    if site not in _State.sites and len(_State.sites) < _MAX_SITES:
+        _State.sites.add(site)
+        message = f"{call} was called outside any trace_run, and recorded nothing"
+        warnings.warn_explicit(message, RuntimeWarning, *site)
+    return None
+
+
+def _check_text(call: str, argument: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise InvalidType(f"{call}: {argument} must be a str, not {type(value).__name__}")
+
+
+def _check_index(call: str, n: object) -> None:
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise InvalidType(f"{call} takes an int, not {type(n).__name__}")
+    if not 0 <= n <= MAX_INTEGER:
+        raise InvalidValue(f"{call} takes a number from 0 up, not {n}")

@@ -1,0 +1,368 @@
+"""One rollout: its turns, its totals, its outcome, and the rows that say so.
+
+Several tasks and threads may log into one rollout; totals are kept under a lock. (Turns are kept by
+``_write``.)
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from ._failures import MAX_MESSAGE, is_abort, message_of, traceback_of, type_of
+from ._ids import new_span_id
+from ._redact import Appender, redacted
+from ._rows import prefix, row, stamp
+from ._sanitize import MAX_INTEGER, MAX_LINE, Cleaner, encode, storable_text
+from ._scope import Scope
+from ._settings import Settings
+from .records import Grade, Message, RolloutStatus
+
+__all__ = ["Recorder", "Rollout"]
+
+_MAX_MODELS: Final = 100
+_MAX_COST: Final = sys.float_info.max
+_BUCKETS: Final = (
+    "input_tokens",
+    "output_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "reasoning_tokens",
+)
+
+# One lock for all rollouts: it is held for a moment only, and after a fork there is one to replace.
+# It can be taken again by a finaliser or a signal handler that runs while it is held.
+_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
+class Recorder(Protocol):
+    """Where rows go: the process's runtime, or a test's capture."""
+
+    @property
+    def streams(self) -> Mapping[str, Appender]:
+        """What takes the rows of each table."""
+        ...
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        ...
+
+    @property
+    def accepting(self) -> bool:
+        """False while the journal has no room for new rollouts."""
+        ...
+
+    def count_dropped(self, reason: str, rows: int) -> None:
+        """Count rows that are not recorded, and why."""
+        ...
+
+
+class Usage(msgspec.Struct, omit_defaults=True):
+    """What one model took."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_usd: float = 0.0
+
+
+class Rollout:
+    """The state of one rollout.
+
+    ``skipped`` is None if it is recorded, or else why not: the reason its rows are counted under,
+    empty if they are not even counted.
+    """
+
+    __slots__ = (
+        "_began",
+        "_constants",
+        "_edited",
+        "_pid",
+        "_recorder",
+        "_start",
+        "_streams",
+        "_summary",
+        "answered",
+        "closed",
+        "duration_ms",
+        "error",
+        "error_message",
+        "grader_name",
+        "intra",
+        "messages",
+        "metadata",
+        "model_name",
+        "next_intra",
+        "next_seq",
+        "root",
+        "scopes",
+        "score",
+        "skipped",
+        "status",
+        "tags",
+        "tool_calls",
+        "tool_errors",
+        "trace_id",
+        "turn",
+        "turns",
+        "usage",
+        "version",
+    )
+
+    def __init__(
+        self,
+        constants: dict[str, object],
+        grader_name: str | None,
+        recorder: Recorder,
+        skipped: str | None,
+        parent: Scope | None,
+    ) -> None:
+        self.trace_id = str(constants["trace_id"])
+        self.model_name = str(constants.get("model_name") or "")
+        self.grader_name = grader_name
+        self.skipped = skipped
+        self.closed = False
+        self.next_seq = itertools.count(1).__next__
+        self.turn = 0
+        self.intra = 0
+        self.next_intra = 0
+        self.answered = False
+        self.turns = 0
+        self.messages = 0
+        self.tool_calls = 0
+        self.tool_errors = 0
+        self.usage: dict[str, Usage] = {}
+        self.scopes: set[Scope] = set()
+        self.score: float | None = None
+        self.status: str | None = None
+        self.error: tuple[str, str] | None = None
+        self.error_message: str | None = None
+        self.duration_ms: float | None = None
+        self.tags: list[str] = []
+        self.metadata: dict[str, str] = {}
+        self.version = 0
+        self._edited = 0
+        self._recorder = recorder
+        hook = recorder.settings.redact
+        self._streams = redacted(recorder.streams, hook) if hook else recorder.streams
+        self._constants = constants
+        self._start = time.time_ns()
+        self._began = time.monotonic_ns()
+        self._pid = os.getpid()
+        span_id = new_span_id().decode()
+        start = b"" if skipped is not None else prefix(constants, span_id)
+        self.root = Scope(self, parent, span_id, start, self._streams["spans"].append)
+        self._summary = prefix(
+            {
+                **constants,
+                "root_span_id": span_id,
+                "grader_name": grader_name,
+                "start_time": stamp(self._start).decode(),
+            }
+        )
+        self._write("traces", b'%b,"status":"PENDING"}\n' % self._summary)
+
+    def scope(self, parent: Scope, span_id: str) -> Scope:
+        """A scope within this rollout."""
+        start = b"" if self.skipped is not None else prefix(self._constants, span_id)
+        return Scope(self, parent, span_id, start, self.root.append)
+
+    def late(self, scope: Scope) -> None:
+        """Mark what ``scope`` logs from now on as coming after the rollout was closed."""
+        if not scope.late:
+            scope.late = True
+            scope.prefix += b',"late":true'
+
+    def skip(self, rows: int) -> None:
+        """Count rows of a rollout that is not recorded."""
+        if self.skipped:
+            self._recorder.count_dropped(self.skipped, rows)
+
+    def write(self, table: str, columns: Mapping[str, object]) -> None:
+        """Write one row of a table other than ``spans``."""
+        self._write(table, encode(columns) + b"\n")
+
+    def add_grade(self, span_id: bytes, seq: int, grade: Grade) -> None:
+        """The last grade's score is the rollout's; each has a row of ``scores``."""
+        self.score = grade.score
+        wanted = ("run_id", "trace_id", "phase", "step_number", "datapoint_id")
+        columns = {name: self._constants.get(name) for name in wanted}
+        start = prefix({**columns, "grader_name": self.grader_of(grade)})
+        more = {
+            "span_id": span_id.decode(),
+            "seq": seq,
+            "time": stamp(time.time_ns()).decode(),
+            "score": grade.score,
+            "reasoning": grade.reasoning,
+        }
+        self._write("scores", row(start, more))
+
+    def grader_of(self, grade: Grade) -> str:
+        """Who gave a grade, as far as anybody said."""
+        return grade.grader_name or grade.grader_type or self.grader_name or ""
+
+    def add_tool(self, failed: bool) -> None:
+        """Add one run of a tool to the totals."""
+        with _lock:
+            self.tool_calls += 1
+            self.tool_errors += failed
+
+    def add_usage(self, message: Message) -> None:
+        """Add what a message took to the totals."""
+        taken = [(bucket, tokens) for bucket in _BUCKETS if (tokens := getattr(message, bucket))]
+        if not taken and not message.cost_usd:
+            return
+        model = message.model or self.model_name
+        with _lock:
+            usage = self.usage.get(model)
+            if usage is None:
+                if len(self.usage) >= _MAX_MODELS:
+                    model = "(others)"
+                usage = self.usage.setdefault(model, Usage())
+            for bucket, tokens in taken:
+                setattr(usage, bucket, min(getattr(usage, bucket) + tokens, MAX_INTEGER))
+            if message.cost_usd:
+                cost = usage.cost_usd + message.cost_usd
+                usage.cost_usd = max(-_MAX_COST, min(cost, _MAX_COST))
+
+    def set_turn(self, turn: int) -> None:
+        """The next message stands in this turn, at its start if that is another one."""
+        if turn != self.turn:
+            self.turn = turn
+            self.set_intra(0)
+        self.answered = False
+
+    def set_intra(self, intra: int) -> None:
+        """The next message stands here, unless it opens a turn."""
+        self.intra = intra
+        self.next_intra = intra
+
+    def add_meta(self, data: Mapping[object, object]) -> None:
+        """One row of ``entity_metadata`` a key; the summary has them as text."""
+        if self.skipped is not None:
+            self.skip(len(data))
+            return
+        # The same key may be set again by another process, for a trace id of the user's own.
+        self._edited = version = max(time.time_ns(), self._edited + 1)
+        for key, value in Cleaner().json(data).items():
+            number = None
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                number = float(value)
+            text = value if isinstance(value, str) else encode(value).decode()
+            columns = {
+                "entity_type": "trace",
+                "entity_id": self.trace_id,
+                "run_id": self._constants.get("run_id") or "",
+                "key": key,
+                "value": value if isinstance(value, dict | list) else text,
+                "version": version,
+            }
+            if number is not None:
+                columns["value_number"] = number
+            self.write("entity_metadata", columns)
+            self.metadata[key] = storable_text(text, MAX_MESSAGE)
+        self.amended()
+
+    def add_tags(self, tags: tuple[str, ...]) -> None:
+        """One row of ``trace_tags`` a tag that is new."""
+        for tag in tags:
+            text = storable_text(tag, MAX_MESSAGE)
+            if text in self.tags:
+                continue
+            if self.skipped is not None:
+                self.skip(1)
+                continue
+            self.tags.append(text)
+            run_id = self._constants.get("run_id") or ""
+            self.write("trace_tags", {"tag": text, "run_id": run_id, "trace_id": self.trace_id})
+        self.amended()
+
+    def set_status(self, status: str, error_message: str | None) -> None:
+        """The outcome, whatever happens next."""
+        self.status = status
+        if error_message is not None:
+            self.error_message = storable_text(error_message, MAX_MESSAGE)
+        self.amended()
+
+    def finish(self, problem: BaseException | None) -> None:
+        """Close the rollout; ``problem`` is what it raised, if anything."""
+        self.duration_ms = (time.monotonic_ns() - self._began) / 1e6
+        if self.skipped is None and problem is not None and not is_abort(problem):
+            self.error = type_of(problem), traceback_of(problem)
+            self.error_message = self.error_message or message_of(problem)
+        if self.status is None:
+            outcome = RolloutStatus.COMPLETED
+            if problem is not None:
+                outcome = RolloutStatus.ABORTED if is_abort(problem) else RolloutStatus.ERROR
+            self.status = outcome.value
+        self.closed = True
+        for scope in tuple(self.scopes):
+            scope.look_again()
+        self.amended()
+
+    def amended(self) -> None:
+        """Write the summary (again) if the rollout is closed, and is this process's own."""
+        if not self.closed or self._pid != os.getpid():
+            return
+        if self.skipped is not None:
+            self.skip(1)
+            return
+        with _lock:
+            self.version += 1
+            version = self.version
+            totals = list(self.usage.values())
+            usage = encode(self.usage)
+        cost = max(-_MAX_COST, min(sum(model.cost_usd for model in totals), _MAX_COST))
+        error_type, traceback = self.error or (None, None)
+        duration = self.duration_ms or 0.0
+        columns: dict[str, Any] = {
+            "status": self.status,
+            "error_type": error_type,
+            "error_message": self.error_message,
+            "traceback": traceback,
+            "end_time": stamp(self._start + int(duration * 1e6)).decode(),
+            "duration_ms": duration,
+            "turns": self.turns or None,
+            "messages": self.messages or None,
+            "tool_calls": self.tool_calls or None,
+            "tool_errors": self.tool_errors or None,
+            "input_tokens": _total(model.input_tokens for model in totals),
+            "output_tokens": _total(model.output_tokens for model in totals),
+            "cost_usd": cost or None,
+            "usage": msgspec.Raw(usage) if totals else None,
+            "score": self.score,
+            "version": version,
+        }
+        line = row(self._summary, columns | {"tags": self.tags, "metadata": self.metadata})
+        if len(line) > MAX_LINE:
+            # They are all in their own tables.
+            line = row(self._summary, columns)
+        self._write("traces", line)
+
+    def _write(self, table: str, line: bytes) -> None:
+        if self.skipped is None:
+            self._streams[table].append(line)
+        else:
+            self.skip(1)
+
+
+def _total(numbers: Iterable[int]) -> int | None:
+    return min(sum(numbers), MAX_INTEGER) or None

@@ -1,0 +1,297 @@
+"""A record and its place in a rollout become one line of JSON.
+
+The common record is checked in one look and encoded as it is; anything odd about it goes the slow
+way through ``_sanitize``. What is constant in a scope was encoded when the scope was opened.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from types import NoneType
+from typing import Any, Final, TypeAlias, TypeVar, cast
+
+from msgspec.structs import astuple
+
+from ._sanitize import MAX_DEPTH, MAX_INTEGER, MAX_STRING, encode, storable_record, storable_text
+from .errors import InvalidType
+from .records import MISSING, Event, Grade, Message, Record, ToolExecution
+
+__all__ = [
+    "Body",
+    "event_body",
+    "grade_body",
+    "labels",
+    "message_body",
+    "prefix",
+    "row",
+    "stamp",
+    "times",
+    "tool_body",
+]
+
+_NO_EXTRAS: Final = (None,) * (len(Message.__struct_fields__) - 2)
+
+# Work that the fast path may hand to the encoder: one a character, and this much a value. It keeps
+# shared and huge containers out, for which the slow path counts exactly.
+_BUDGET: Final = MAX_STRING
+_NODE: Final = 64
+
+_CONTENT: Final = b',"structured":["content"]'
+_ARGUMENTS: Final = b',"structured":["arguments"]'
+_RESULT: Final = b',"structured":["result"]'
+_BOTH: Final = b',"structured":["arguments","result"]'
+
+_MAX_LABELS: Final = 1000
+_labels: dict[tuple[str, str], bytes] = {}
+
+
+_R = TypeVar("_R", bound=Record)
+
+Body: TypeAlias = tuple[_R, bytes, bytes]
+"""A storable record, its JSON, and what its row notes about it: nothing, or columns that start with
+a comma. An ordinary tuple, as a named one takes longer to make than a common record to check."""
+
+
+def message_body(message: Message) -> tuple[Message, bytes, bytes, bool]:
+    """Check and encode a message; the last item says that it is a role, a text and no more.
+
+    Raises:
+        InvalidType: it has no role.
+    """
+    values = astuple(message)
+    content = values[1]
+    try:
+        if type(content) is str and values[2:] == _NO_EXTRAS:
+            if len(content) <= MAX_STRING and type(values[0]) is str:
+                body = encode(message)
+                if len(body) <= MAX_STRING:
+                    return message, body, b"", True
+        elif type(values[0]) is str and _plain_message(values):
+            body = encode(message)
+            if len(body) <= MAX_STRING:
+                structured = content is not None and type(content) is not str
+                return message, body, _CONTENT if structured else b"", False
+    except Exception:
+        # Whatever a value did to be looked at, the slow path copes with it.
+        pass
+    if values[0] is MISSING:
+        raise InvalidType("Message: role is missing; give a str such as 'user' or 'assistant'")
+    stored, body, marks = storable_record(message)
+    if stored.role is None:
+        raise InvalidType("Message: role must be a str such as 'user' or 'assistant', not None")
+    return stored, body, _notes(marks, ("content",), stored), False
+
+
+def tool_body(tool: ToolExecution) -> Body[ToolExecution]:
+    """Check and encode a tool execution.
+
+    Raises:
+        InvalidType: it has no name.
+    """
+    name, call_id, error, requestor, duration, arguments, result, attributes = astuple(tool)
+    try:
+        if (
+            type(name) is str
+            and (call_id is None or type(call_id) is str)
+            and (error is None or type(error) is str)
+            and (requestor is None or type(requestor) is str)
+            and (duration is None or _is_duration(duration))
+        ):
+            left = _weigh_all((arguments, result, attributes))
+            if left >= 0 and (attributes is None or type(attributes) is dict):
+                body = encode(tool)
+                if len(body) <= MAX_STRING:
+                    notes = b""
+                    if arguments is not None and type(arguments) is not str:
+                        notes = _ARGUMENTS
+                    if result is not None and type(result) is not str:
+                        notes = _BOTH if notes else _RESULT
+                    return tool, body, notes
+    except Exception:
+        # Whatever a value did to be looked at, the slow path copes with it.
+        pass
+    _require_name(name, "ToolExecution")
+    stored, body, marks = storable_record(tool)
+    return stored, body, _notes(marks, ("arguments", "result"), stored)
+
+
+def grade_body(grade: Grade) -> Body[Grade]:
+    """Check and encode a grade."""
+    score, *texts, passed, total, duration, criteria, attributes = astuple(grade)
+    try:
+        if (
+            (score is None or (type(score) is float and 0.0 <= score <= 1.0))
+            and all(text is None or type(text) is str for text in texts)
+            and (passed is None or _is_count(passed))
+            and (total is None or _is_count(total))
+            and (duration is None or _is_duration(duration))
+            and _weigh_all((criteria, attributes)) >= 0
+            and (attributes is None or type(attributes) is dict)
+        ):
+            body = encode(grade)
+            if len(body) <= MAX_STRING:
+                return grade, body, b""
+    except Exception:
+        # Whatever a value did to be looked at, the slow path copes with it.
+        pass
+    stored, body, marks = storable_record(grade)
+    return stored, body, _notes(marks, (), stored)
+
+
+def event_body(event: Event) -> Body[Event]:
+    """Check and encode an event.
+
+    Raises:
+        InvalidType: it has no name.
+    """
+    name, duration, data, attributes = astuple(event)
+    try:
+        if (
+            type(name) is str
+            and (duration is None or _is_duration(duration))
+            and _weigh_all((data, attributes)) >= 0
+            and (attributes is None or type(attributes) is dict)
+        ):
+            body = encode(event)
+            if len(body) <= MAX_STRING:
+                return event, body, b""
+    except Exception:
+        # Whatever a value did to be looked at, the slow path copes with it.
+        pass
+    _require_name(name, "Event")
+    stored, body, marks = storable_record(event)
+    return stored, body, _notes(marks, (), stored)
+
+
+def labels(kind: str, name: str) -> bytes:
+    """``"kind"`` and ``"name"`` as JSON members; a program has few, so they are kept."""
+    known = _labels.get((kind, name))
+    if known is None:
+        texts = encode(storable_text(kind)), encode(storable_text(name))
+        known = b'"kind":%b,"name":%b' % texts
+        if len(_labels) < _MAX_LABELS and len(known) < 1024:
+            _labels[kind, name] = known
+    return known
+
+
+def prefix(constants: Mapping[str, object], parent_span_id: str = "") -> bytes:
+    """The start of every line of a scope: an object that is still open."""
+    columns = {name: value for name, value in constants.items() if value not in (None, "")}
+    if parent_span_id:
+        columns["parent_span_id"] = parent_span_id
+    return encode(columns)[:-1]
+
+
+def row(start: bytes, columns: Mapping[str, object]) -> bytes:
+    """A whole line: ``start``, a prefix, and more columns; those that are None are left out."""
+    more = encode({name: value for name, value in columns.items() if value is not None})
+    return b"%b,%b\n" % (start, more[1:])
+
+
+def stamp(nanoseconds: int) -> bytes:
+    """A time in seconds since the epoch, as the decimal that stands quoted in a line."""
+    return b"%d.%09d" % divmod(max(nanoseconds, 0), 1_000_000_000)
+
+
+def times(duration_ms: float | None) -> bytes:
+    """``start_time``, and with a duration ``end_time``, of what ends now."""
+    now = time.time_ns()
+    if duration_ms is None:
+        return b'"start_time":"%b"' % stamp(now)
+    start = max(now - int(duration_ms * 1e6), 0) if duration_ms * 1e6 < now else 0
+    return b'"start_time":"%b","end_time":"%b"' % (stamp(start), stamp(now))
+
+
+def _plain_message(values: tuple[Any, ...]) -> bool:
+    """Whether every value has exactly its column's type, and is small enough to encode at once."""
+    if values[2:8] != _NO_EXTRAS[:6]:
+        for text in values[2:8]:
+            if text is not None and type(text) is not str:
+                return False
+    if values[8:15] != _NO_EXTRAS[:7]:
+        for count in values[8:13]:
+            if count is not None and not _is_count(count):
+                return False
+        cost, duration = values[13:15]
+        if cost is not None and not (type(cost) in (float, int) and cost - cost == 0):
+            return False
+        if duration is not None and not _is_duration(duration):
+            return False
+    content, attributes = values[1], values[16]
+    if attributes is not None and type(attributes) is not dict:
+        return False
+    return _weigh_all((content, values[15], attributes)) >= 0
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_INTEGER
+
+
+def _is_duration(value: object) -> bool:
+    return (type(value) is float or type(value) is int) and 0 <= value < math.inf
+
+
+def _weigh_all(values: tuple[object, ...]) -> int:
+    """What is left of the budget after these columns; negative if the slow path must look.
+
+    Only None, text, list and dict stand in such a column as they are.
+    """
+    left = _BUDGET
+    for value in values:
+        if value is not None:
+            kind = type(value)
+            if kind is str:
+                left -= len(cast("str", value))
+            elif kind is dict or kind is list:
+                left = _weigh(value, left, MAX_DEPTH)
+            else:
+                return -1
+            if left < 0:
+                break
+    return left
+
+
+def _weigh(value: Any, left: int, depth: int) -> int:
+    """``_weigh_all`` for one container: nothing but plain JSON in it, and little enough."""
+    left -= _NODE * len(value)
+    if left < 0 or not depth:
+        return -1
+    if type(value) is dict:
+        for key in value:
+            if type(key) is not str:
+                return -1
+            left -= len(key)
+        value = value.values()
+    for item in value:
+        kind = type(item)
+        if kind is str:
+            left -= len(item)
+        elif kind is float:
+            if item - item != 0.0:
+                return -1
+        elif kind is dict or kind is list:
+            left = _weigh(item, left, depth - 1)
+        elif item is not None and kind is not int and kind is not bool:
+            return -1
+        if left < 0:
+            return -1
+    return left
+
+
+def _require_name(name: object, record: str) -> None:
+    if name is MISSING:
+        raise InvalidType(f"{record}: name is missing; give a str")
+    if name is None:
+        raise InvalidType(f"{record}: name must be a str, not None")
+
+
+def _notes(marks: set[str], columns: tuple[str, ...], stored: Record) -> bytes:
+    notes: dict[str, object] = {}
+    if marks:
+        notes["sanitized"] = ",".join(sorted(marks))
+    structured = [name for name in columns if not isinstance(getattr(stored, name), str | NoneType)]
+    if structured:
+        notes["structured"] = structured
+    return b"," + encode(notes)[1:-1] if notes else b""

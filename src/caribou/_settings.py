@@ -1,0 +1,266 @@
+"""Settings: the environment, what ``configure()`` was given over it, and what each must look like.
+
+Every bad value is one exception that names the variable or the argument and the form expected.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+import msgspec
+
+from .errors import CaribouError, ConfigurationError, InvalidType, InvalidValue
+from .records import Phase
+
+__all__ = ["PHASES", "Redact", "Settings", "from_environment"]
+
+PHASES: Final[tuple[Phase, ...]] = ("train", "eval", "prod")
+_SCHEMES: Final = ("http", "https")
+_TRUE: Final = frozenset({"1", "true", "yes", "on"})
+_FALSE: Final = frozenset({"", "0", "false", "no", "off"})
+_DATABASE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+Redact: TypeAlias = Callable[[str, dict[str, Any]], dict[str, Any]]
+"""``redact(table, row)``: gives the row as it may be written."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that can be set, checked. ``repr()`` shows no secret.
+
+    Attributes:
+        run_id: the run of rollouts that name none; in prod the project.
+        phase: the phase of rollouts that name none.
+        clickhouse_url: ``http(s)://host[:port][/path]`` without credentials; None for local mode.
+        clickhouse_database: the database.
+        clickhouse_user: the user; None for the server's default.
+        clickhouse_password: the password.
+        home: Caribou's folder.
+        journal_dir: the journal's folder.
+        journal: where rows wait: on the disk, or in memory only.
+        max_journal_bytes: at this size new rollouts run untraced.
+        sample_rate: the share of rollouts to record, 0.0 to 1.0.
+        redact: sees every row before it is written anywhere.
+        disabled: record nothing.
+        debug: show spans on the console.
+        batch_bytes: a batch holds at most this many bytes of rows.
+        batch_rows: and at most this many rows.
+        batch_age: and waits at most this many seconds.
+    """
+
+    run_id: str | None = None
+    phase: Phase | None = None
+    clickhouse_url: str | None = None
+    clickhouse_database: str = "caribou"
+    clickhouse_user: str | None = None
+    clickhouse_password: str | None = None
+    home: Path = Path(".caribou")
+    journal_dir: Path = Path(".caribou/journal")
+    journal: Literal["disk", "memory"] = "disk"
+    max_journal_bytes: int = 2 << 30
+    sample_rate: float = 1.0
+    redact: Redact | None = None
+    disabled: bool = False
+    debug: bool = False
+    batch_bytes: int = 4 << 20
+    batch_rows: int = 50_000
+    batch_age: float = 0.5
+
+    def __rich_repr__(self) -> Any:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            yield name, "***" if name == "clickhouse_password" and value else value
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"Settings({shown})"
+
+
+def from_environment(
+    given: Mapping[str, object] | None = None, environ: Mapping[str, str] = os.environ
+) -> Settings:
+    """Read the environment, and lay what ``configure()`` was ``given`` over it.
+
+    Raises:
+        ConfigurationError: a variable has a value that cannot work.
+        InvalidValue: an argument has such a value.
+        InvalidType: an argument has the wrong type.
+    """
+    values: dict[str, Any] = {}
+    for name, (variable, check) in _VARIABLES.items():
+        text = environ.get(variable)
+        if text:
+            values[name] = _checked(variable, check, text, environment=True)
+    for name, value in (given or {}).items():
+        values[name] = _checked(name, _ARGUMENTS[name], value, environment=False)
+    url = values.get("clickhouse_url")
+    if url is not None:
+        bare, user, password = url
+        values["clickhouse_url"] = bare or None
+        # What is said on its own weighs more than what the URL carries along.
+        values.setdefault("clickhouse_user", user)
+        values.setdefault("clickhouse_password", password)
+    values.setdefault("home", Path(".caribou"))
+    values.setdefault("journal_dir", values["home"] / "journal")
+    return Settings(**values)
+
+
+def _checked(
+    name: str, check: Callable[[object], object], value: object, *, environment: bool
+) -> object:
+    try:
+        return check(value)
+    except CaribouError as problem:
+        message = f"{name} {problem}"
+        raise (ConfigurationError if environment else type(problem))(message) from None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidType(f"must be a str, not {type(value).__name__}")
+    if not value:
+        raise InvalidValue("must not be empty")
+    return value
+
+
+def _phase(value: object) -> str:
+    if value not in PHASES:
+        raise InvalidValue(f"must be one of {', '.join(PHASES)}, not {value!r}")
+    return str(value)
+
+
+def _url(value: object) -> tuple[str, str | None, str | None]:
+    """The URL without credentials, the user, the password. Never shows the URL: it may hold a
+    password. An empty one asks for local mode."""
+    if not isinstance(value, str):
+        raise InvalidType(f"must be a str, not {type(value).__name__}")
+    if not value:
+        return "", None, None
+    known = " or ".join(f"{scheme}://host:port" for scheme in _SCHEMES)
+    try:
+        parts = urlsplit(value)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise InvalidValue(f"is not a URL; it must have the form {known}") from None
+    if parts.scheme not in _SCHEMES:
+        shown = f"{parts.scheme}://" if parts.scheme and "://" in value else "no scheme"
+        raise InvalidValue(f"has {shown}; it must have the form {known}")
+    if not host:
+        raise InvalidValue(f"names no host; it must have the form {known}")
+    if parts.query or parts.fragment:
+        raise InvalidValue(f"must not have a query or a fragment; it must have the form {known}")
+    shown_host = f"[{host}]" if ":" in host else quote(host, safe="")
+    place = shown_host if port is None else f"{shown_host}:{port}"
+    bare = urlunsplit((parts.scheme, place, parts.path.rstrip("/"), "", ""))
+    user = unquote(parts.username) if parts.username else None
+    password = unquote(parts.password) if parts.password else None
+    return bare, user, password
+
+
+def _database(value: object) -> str:
+    name = _text(value)
+    if not _DATABASE.fullmatch(name):
+        raise InvalidValue("must be a name of letters, digits and underscores")
+    return name
+
+
+def _password(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidType(f"must be a str, not {type(value).__name__}")
+    return value
+
+
+def _path(value: object) -> Path:
+    if not isinstance(value, str | os.PathLike):
+        raise InvalidType(f"must be a path, not {type(value).__name__}")
+    text = os.fspath(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise InvalidValue("must be a path to a folder")
+    return Path(text)
+
+
+def _journal(value: object) -> str:
+    if value not in ("disk", "memory"):
+        raise InvalidValue(f"must be 'disk' or 'memory', not {value!r}")
+    return str(value)
+
+
+def _switch(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        if value.strip().lower() in _TRUE:
+            return True
+        if value.strip().lower() in _FALSE:
+            return False
+    raise InvalidValue(f"must be 1 or 0, true or false, not {value!r}")
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidType(f"must be an int, not {type(value).__name__}")
+    if value < 1:
+        raise InvalidValue(f"must be at least 1, not {value}")
+    return value
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidType(f"must be a number, not {type(value).__name__}")
+    return float(value)
+
+
+def _seconds(value: object) -> float:
+    number = _number(value)
+    if not 0 < number <= 3600:
+        raise InvalidValue(f"must be seconds, more than 0 and at most 3600, not {value!r}")
+    return number
+
+
+def _share(value: object) -> float:
+    number = _number(value)
+    if not 0 <= number <= 1:
+        raise InvalidValue(f"must be from 0.0 to 1.0, not {value!r}")
+    return number
+
+
+def _hook(value: object) -> object:
+    if not callable(value):
+        raise InvalidType(f"must be callable, redact(table, row), not {type(value).__name__}")
+    return value
+
+
+_VARIABLES: Final[dict[str, tuple[str, Callable[[object], object]]]] = {
+    "clickhouse_url": ("CLICKHOUSE_URL", _url),
+    "clickhouse_database": ("CLICKHOUSE_DATABASE", _database),
+    "clickhouse_user": ("CLICKHOUSE_USER", _text),
+    "clickhouse_password": ("CLICKHOUSE_PASSWORD", _password),
+    "home": ("CARIBOU_HOME", _path),
+    "journal_dir": ("CARIBOU_JOURNAL_DIR", _path),
+    "disabled": ("CARIBOU_DISABLED", _switch),
+    "debug": ("CARIBOU_TRACE_DEBUG", _switch),
+}
+
+_ARGUMENTS: Final[dict[str, Callable[[object], object]]] = {
+    "run_id": _text,
+    "phase": _phase,
+    "clickhouse_url": _url,
+    "clickhouse_database": _database,
+    "clickhouse_user": _text,
+    "clickhouse_password": _password,
+    "home": _path,
+    "journal_dir": _path,
+    "journal": _journal,
+    "max_journal_bytes": _count,
+    "sample_rate": _share,
+    "redact": _hook,
+    "disabled": _switch,
+    "debug": _switch,
+    "batch_bytes": _count,
+    "batch_rows": _count,
+    "batch_age": _seconds,
+}

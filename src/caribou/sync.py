@@ -1,0 +1,156 @@
+"""The same names for programs without an event loop: ``import caribou.sync as caribou``.
+
+What waits, blocks the calling thread here; everything else is the very same function. A program
+may use both sides at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+from . import (
+    CaribouError,
+    ConfigurationError,
+    Event,
+    FlushResult,
+    Grade,
+    InvalidType,
+    InvalidValue,
+    JournalError,
+    Message,
+    MissingExtra,
+    RolloutStatus,
+    SinkStats,
+    Stats,
+    StoreError,
+    ToolExecution,
+    TraceMeta,
+    __version__,
+    _api,
+    _runtime,
+    add_meta,
+    add_tags,
+    configure,
+    current_trace_id,
+    increment_intra,
+    increment_turn,
+    log,
+    set_error,
+    set_intra_index,
+    set_status,
+    set_turn_index,
+    stats,
+)
+from ._managers import NullRecorder, SpanManager, TraceManager
+from ._meta import check_meta
+from ._rollout import Recorder
+from ._scope import calling_frame
+
+__all__ = [
+    "CaribouError",
+    "ConfigurationError",
+    "Event",
+    "FlushResult",
+    "Grade",
+    "InvalidType",
+    "InvalidValue",
+    "JournalError",
+    "Message",
+    "MissingExtra",
+    "RolloutStatus",
+    "SinkStats",
+    "Stats",
+    "StoreError",
+    "ToolExecution",
+    "TraceMeta",
+    "__version__",
+    "add_meta",
+    "add_tags",
+    "configure",
+    "current_trace_id",
+    "flush",
+    "increment_intra",
+    "increment_turn",
+    "log",
+    "set_error",
+    "set_intra_index",
+    "set_status",
+    "set_turn_index",
+    "shutdown",
+    "span",
+    "stats",
+    "trace_run",
+]
+
+
+class Trace(TraceManager):
+    """What ``trace_run`` returns: ``with`` it."""
+
+    def __enter__(self) -> str:
+        recorder = _api.captured() or _recorder()
+        skipped = _api.skip_reason(recorder, self.trace_id)
+        return self._open(recorder, skipped, calling_frame(1))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close(problem)
+
+
+class Span(SpanManager):
+    """What ``span`` returns: ``with`` it."""
+
+    def __enter__(self) -> None:
+        parent = _api.scope_for_span(depth=2)
+        if parent is not None:
+            self._open(parent, calling_frame(1))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close(problem)
+
+
+def trace_run(meta: TraceMeta | Mapping[str, object]) -> Trace:
+    """As :func:`caribou.trace_run`, for ``with``.
+
+    Raises:
+        InvalidType: ``meta`` is no dict, or a value in it has the wrong type.
+        InvalidValue: a key is missing or unknown, or a value is outside what its key allows.
+        ConfigurationError: a variable of the environment has a value that cannot work.
+    """
+    return Trace(check_meta(meta, _api.active()))
+
+
+def span(name: str, *, kind: str = "span", attributes: Mapping[str, object] | None = None) -> Span:
+    """As :func:`caribou.span`, for ``with``.
+
+    Raises:
+        InvalidType: ``name`` or ``kind`` is no str, or ``attributes`` no dict.
+        InvalidValue: ``name`` or ``kind`` is empty.
+    """
+    return Span(name, kind, attributes)
+
+
+def flush(timeout: float = 5.0) -> FlushResult:
+    """As :func:`caribou.flush`, blocking for at most ``timeout`` seconds."""
+    capture = _api.captured()
+    return capture.result() if capture is not None else _runtime.flush_blocking(timeout)
+
+
+def shutdown(timeout: float = 10.0) -> FlushResult:
+    """As :func:`caribou.shutdown`, blocking for at most ``timeout`` seconds."""
+    capture = _api.captured()
+    return capture.result() if capture is not None else _runtime.shutdown_blocking(timeout)
+
+
+def _recorder() -> Recorder:
+    settings = _api.active()
+    return NullRecorder(settings) if settings.disabled else _runtime.current()
