@@ -160,7 +160,10 @@ def _owners(settings: Settings) -> Iterator[Check]:
         _measure(folder, info, alive if is_alive(folder) else dead)
     kept = alive.stored + dead.stored
     if kept:
-        yield Check("journal", "ok", f"{_size(kept)} of rows are kept here for the local store")
+        detail = f"{_size(kept)} of rows are kept here for the local store"
+        if settings.clickhouse_url is not None and dead.stored:
+            detail += "; `caribou replay` moves those of ended processes to the server"
+        yield Check("journal", "ok", detail)
     yield Check("running processes", "ok", f"{alive.count} are recording now{_pending(alive)}")
     if not dead.rows:
         yield Check("ended processes", "ok", "none left rows to deliver")

@@ -60,9 +60,9 @@ def _head(trace: Row) -> Iterator[_Line]:
         where.append(f"step {step}")
     where.append(f"datapoint {trace['datapoint_id']}")
     where += [f"{key} {trace[f'{key}_name']}" for key in ("env", "model") if trace[f"{key}_name"]]
-    yield _Line(body=" · ".join(where), depth=1)
+    yield _Line(body=" · ".join(where))
     took = fmt.duration(trace["duration_ms"]) if trace["end_time"] else "still running"
-    yield _Line(body=f"{fmt.moment(trace['start_time'])} UTC · {took}", depth=1)
+    yield _Line(body=f"{fmt.moment(trace['start_time'])} UTC · {took}")
     totals = [
         f"{word} {fmt.count(trace[key])}"
         for key, word in (
@@ -78,17 +78,17 @@ def _head(trace: Row) -> Iterator[_Line]:
     if trace["cost_usd"]:
         totals.append(f"cost {fmt.cost(trace['cost_usd'])}")
     if totals:
-        yield _Line(body=" · ".join(totals), depth=1)
+        yield _Line(body=" · ".join(totals))
     if trace["tags"]:
-        yield _Line(body="tags: " + ", ".join(trace["tags"]), depth=1)
+        yield _Line(body="tags: " + ", ".join(trace["tags"]))
     if trace["metadata"]:
         pairs = (f"{key}={one_line(str(value), 80)}" for key, value in trace["metadata"].items())
-        yield _Line(body="metadata: " + ", ".join(pairs), depth=1)
+        yield _Line(body="metadata: " + ", ".join(pairs))
     if trace["error_message"] or trace["error_type"]:
         error = ": ".join(filter(None, (trace["error_type"], trace["error_message"])))
-        yield _Line(body=error, body_style="red", depth=1)
+        yield _Line(body=error, body_style="red")
     if trace["traceback"]:
-        yield _Line(body=trace["traceback"], body_style="dim", depth=1)
+        yield _Line(body=trace["traceback"], body_style="dim")
 
 
 def _body(spans: list[Row]) -> Iterator[_Line]:
@@ -137,7 +137,7 @@ def _message(span: Row, depth: int, marks: list[str], results: dict[str, str]) -
             return
         title = f"tool message {name}".strip()
     style = _ROLE_STYLES.get(role, "bold cyan")
-    yield _Line(title, style, _join(details), _readable(content), depth=depth)
+    yield _Line(title, style, _join(details), _content(span), depth=depth)
     for call in _tool_calls(span["tool_calls"]):
         yield _Line(body=f"→ {call}", body_style="yellow", depth=depth)
 
@@ -193,23 +193,36 @@ def _usage(span: Row) -> list[str]:
     return [*tokens, *price, *([fmt.duration(span["duration_ms"])] if span["duration_ms"] else [])]
 
 
-def _tool_calls(text: str | None) -> Iterator[str]:
+def _tool_calls(text: str) -> Iterator[str]:
     for call in _parsed_list(text):
-        function: Any = call.get("function", call) if isinstance(call, dict) else {}
-        if isinstance(function, dict) and function.get("name"):
-            arguments = function.get("arguments", "")
-            shown = arguments if isinstance(arguments, str) else _compact(arguments)
-            yield f"{function['name']} {shown}"
-        else:
-            yield _compact(call)
+        function = _dict(_dict(call).get("function", call))
+        arguments = function.get("arguments", "")
+        shown = arguments if isinstance(arguments, str) else _compact(arguments)
+        yield f"{function['name']} {shown}" if function.get("name") else _compact(call)
 
 
-def _parsed_list(text: str | None) -> list[Any]:
+def _content(span: Row) -> str:
+    """The content as text; parts that are not text are shown as the JSON they are."""
+    content = span["content"] or ""
+    if "content" not in span["structured"]:
+        return _readable(content)
+    parts = [_dict(part) for part in _parsed_list(content)]
+    return "\n".join(
+        part["text"] if isinstance(part.get("text"), str) else _readable(_compact(part))
+        for part in parts
+    )
+
+
+def _parsed_list(text: str) -> list[Any]:
     try:
         value = json.loads(text or "[]")
     except ValueError:
         return []
-    return value if isinstance(value, list) else [value]
+    return cast("list[Any]", value) if isinstance(value, list) else [value]
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _readable(text: str) -> str:
@@ -276,10 +289,12 @@ def _print_rich(lines: list[_Line], *, full: bool) -> None:
         if line.title:
             text = Text(one_line(line.title), style=line.style)
             text.append(f"  {one_line(line.details)}" if line.details else "", style="not bold dim")
-            out.print(Padding(text, (0, 0, 0, indent)))
+            out.print(Padding(text, (0, 0, 0, indent), expand=False))
         if line.body:
             body = safe(line.body) if full else _cut(safe(line.body))
-            out.print(Padding(Text(body, style=line.body_style), (0, 0, 0, indent + 2)))
+            out.print(
+                Padding(Text(body, style=line.body_style), (0, 0, 0, indent + 2), expand=False)
+            )
 
 
 def _cut(text: str) -> str:

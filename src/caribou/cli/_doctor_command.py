@@ -42,7 +42,7 @@ def _print(check: Check) -> None:
     from rich.text import Text
 
     mark, style = _MARKS[check.status]
-    line = Text(f"{mark} ", style=style).append(f"{check.check}: ", style="bold").append(detail, "")
+    line = Text().append(f"{mark} ", style).append(f"{check.check}: ", "bold").append(detail)
     console().print(line, soft_wrap=True)
     if advice:
         console().print(Text(f"  → {advice}", style=style), soft_wrap=True)

@@ -34,13 +34,13 @@ WHERE run_id = {run:String} AND kind = 'message' AND trace_id IN {ids:Array(Stri
 ORDER BY trace_id, seq
 """
 _PARQUET = f"""
-SELECT {_TRACE_COLUMNS}, messages
+SELECT {_TRACE_COLUMNS}, chat AS messages
 FROM traces
 LEFT JOIN (
     SELECT trace_id, arrayMap(m -> m.2, arraySort(m -> m.1, groupArray((seq, CAST(
         (role, content, tool_calls, tool_call_id, tool_name),
         'Tuple(role String, content Nullable(String), tool_calls String, tool_call_id String,
-         name String)'))))) AS messages
+         name String)'))))) AS chat
     FROM spans
     WHERE kind = 'message' AND trace_id IN (SELECT trace_id FROM traces WHERE {{where}})
     GROUP BY trace_id

@@ -9,6 +9,7 @@ __all__ = [
     "count",
     "duration",
     "mean",
+    "minute",
     "moment",
     "score",
     "score_style",
@@ -70,6 +71,11 @@ def duration(milliseconds: Any) -> str:
 def moment(iso: Any) -> str:
     """An ISO 8601 time in UTC, to the second."""
     return str(iso)[:19].replace("T", " ")
+
+
+def minute(iso: Any) -> str:
+    """An ISO 8601 time in UTC, to the minute."""
+    return moment(iso)[:16]
 
 
 def some(value: Any) -> str:

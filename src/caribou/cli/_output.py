@@ -6,7 +6,7 @@ Rich is imported only when a terminal is there to be written to.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,11 +30,18 @@ __all__ = [
 
 Row = dict[str, Any]
 
+# Characters of a text column that are worth having at least.
+_CUT_TO = 14
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
     """One column of a listing. ``key`` is its name in JSON and in a pipe, ``title`` in a terminal,
-    where ``show`` turns the value into text. Columns with a ``width`` are cut to it."""
+    where ``show`` turns the value into text.
+
+    A column with a ``width`` holds text that may be cut, to that width and shorter. Where a
+    terminal is too narrow, columns are left out in the order of ``leave_out``, 1 first.
+    """
 
     key: str
     title: str
@@ -42,6 +49,7 @@ class Column:
     right: bool = False
     width: int | None = None
     style: Callable[[Any], str] | str = ""
+    leave_out: int = 0
 
 
 def in_terminal() -> bool:
@@ -88,22 +96,45 @@ def print_table(columns: Sequence[Column], rows: Sequence[Row], *, json: bool) -
 
 def _print_rich(columns: Sequence[Column], rows: Sequence[Row]) -> None:
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
-    # A column in which no row has anything only takes room.
-    shown = [c for c in columns if any(row.get(c.key) not in (None, "", [], {}) for row in rows)]
+    out = console()
+    cells = {c.key: [_rich_cell(c, row.get(c.key)) for row in rows] for c in columns}
+    natural = {
+        c.key: max(cell_len(text) for text in (c.title, *(cell.plain for cell in cells[c.key])))
+        for c in columns
+    }
+    needed = {
+        c.key: min(natural[c.key], 1 << 16 if c.width is None else max(_CUT_TO, len(c.title)))
+        for c in columns
+    }
+    shown = list(columns)
+    while sum(needed[c.key] + 2 for c in shown) - 2 > out.width:
+        first = min((c for c in shown if c.leave_out), key=lambda c: c.leave_out, default=None)
+        if first is None:
+            break
+        shown.remove(first)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        collapse_padding=True,
+        header_style="bold",
+    )
     for column in shown:
         table.add_column(
             column.title,
             justify="right" if column.right else "left",
             no_wrap=True,
             overflow="ellipsis",
+            min_width=needed[column.key],
             max_width=column.width,
         )
-    for row in rows:
-        table.add_row(*(_rich_cell(column, row.get(column.key)) for column in shown))
-    console().print(table)
+    for i in range(len(rows)):
+        table.add_row(*(cells[column.key][i] for column in shown))
+    out.print(table)
 
 
 def _rich_cell(column: Column, value: Any) -> Text:
@@ -124,21 +155,26 @@ def _cell(value: Any) -> str:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+def progress(title: str) -> Generator[Callable[[int, int], None]]:
     """A bar on standard error, when that is a terminal; yields ``update(done, total)``."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-    bar = Progress(
+    with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
         TimeElapsedColumn(),
         console=console(stderr=True),
         transient=True,
-    )
-    with bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    ) as bar:
+
+        def update(done: int, total: int) -> None:
+            # Made when there is something to show: most loads are over before that.
+            if not bar.tasks:
+                bar.add_task(title)
+            bar.update(bar.task_ids[0], completed=done, total=total)
+
+        yield update

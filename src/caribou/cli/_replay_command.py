@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import click
 
-from .._settings import from_environment
+from .._settings import Settings, from_environment
+from ..errors import ConfigurationError
 from ._options import json_option
 from ._output import note, print_json
+
+if TYPE_CHECKING:
+    from ..delivery.replay import ReplayResult
 
 __all__ = ["command"]
 
@@ -24,15 +29,18 @@ __all__ = ["command"]
 )
 @json_option
 def command(timeout: float, as_json: bool) -> int:
-    """Deliver what processes that died left in the journal.
+    """Deliver what ended processes left in the journal to the ClickHouse server.
 
-    Exits with 1 when rows are still undelivered or were refused.
+    That includes what was recorded while CLICKHOUSE_URL was not set. Exits with 1 when rows are
+    still undelivered or were refused.
     """
-    # Late: delivery imports the network library.
-    from ..delivery.replay import replay
-
     settings = from_environment()
-    result = asyncio.run(replay(settings, settings.journal_dir, timeout))
+    if settings.clickhouse_url is None:
+        raise ConfigurationError(
+            "CLICKHOUSE_URL is not set; without a server the journal itself is the store, and"
+            " every command reads it as it is"
+        )
+    result = asyncio.run(_replay(settings, timeout))
     counts = {
         "owners": result.owners,
         "rows": result.rows,
@@ -43,14 +51,35 @@ def command(timeout: float, as_json: bool) -> int:
     if as_json:
         print_json([counts])
     elif not result.owners:
-        print("Nothing to replay: no dead process left rows in the journal.")
+        print("Nothing to replay: no ended process left rows in the journal.")
     else:
         print(
-            f"Found {result.rows:,} rows of {result.owners:,} dead processes:"
+            f"Found {result.rows:,} rows of {result.owners:,} ended processes:"
             f" {result.delivered:,} delivered, {result.pending:,} pending, {result.dead:,} refused."
         )
     if result.pending:
-        note("What is pending stays in the journal; `caribou doctor` says what is in the way.")
+        reason = f" The last error: {result.last_error}" if result.last_error else ""
+        note(f"What is pending stays in the journal.{reason}")
     if result.dead:
         note("What was refused is kept in dead letters; `caribou doctor` shows them.")
     return 1 if result.pending or result.dead else 0
+
+
+async def _replay(settings: Settings, timeout: float) -> ReplayResult:
+    # Late: the sink imports the network library.
+    from ..delivery.replay import replay
+    from ..sinks.clickhouse_http import ClickHouseHTTP
+
+    sink = ClickHouseHTTP(
+        settings.clickhouse_url or "",
+        database=settings.clickhouse_database,
+        user=settings.clickhouse_user or "",
+        password=settings.clickhouse_password or "",
+    )
+    return await replay(
+        settings.journal_dir,
+        [sink],
+        timeout=timeout,
+        batch_bytes=settings.batch_bytes,
+        batch_rows=settings.batch_rows,
+    )

@@ -37,20 +37,20 @@ LIMIT {limit:UInt64}
 
 COLUMNS = (
     Column("run_id", "Run", style="bold", width=40),
-    Column("phase", "Phase"),
+    Column("phase", "Phase", leave_out=2),
     Column("traces", "Traces", fmt.count, right=True),
-    Column("datapoints", "Datapoints", fmt.count, right=True),
-    Column("steps", "Steps", fmt.count, right=True),
-    Column("completed", "Done", fmt.count, right=True),
+    Column("datapoints", "Datapoints", fmt.count, right=True, leave_out=1),
+    Column("steps", "Steps", fmt.some, right=True, leave_out=6),
+    Column("completed", "Done", fmt.some, right=True),
     Column("pending", "Running", fmt.some, right=True),
     Column("failed", "Failed", fmt.some, right=True, style="red"),
     Column("mean_score", "Score", fmt.score, right=True),
-    Column("mean_turns", "Turns", fmt.mean, right=True),
-    Column("mean_duration_ms", "Duration", fmt.duration, right=True),
-    Column("total_input_tokens", "Tokens in", fmt.some, right=True),
-    Column("total_output_tokens", "out", fmt.some, right=True),
-    Column("total_cost_usd", "Cost", fmt.cost, right=True),
-    Column("last_start", "Last start", fmt.moment),
+    Column("mean_turns", "Turns", fmt.mean, right=True, leave_out=5),
+    Column("mean_duration_ms", "Duration", fmt.duration, right=True, leave_out=7),
+    Column("total_input_tokens", "Tokens in", fmt.some, right=True, leave_out=3),
+    Column("total_output_tokens", "out", fmt.some, right=True, leave_out=3),
+    Column("total_cost_usd", "Cost", fmt.cost, right=True, leave_out=4),
+    Column("last_start", "Last start", fmt.minute, leave_out=8),
 )
 
 

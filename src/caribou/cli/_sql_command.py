@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -64,7 +64,7 @@ def command(statement: str, form: str, output: Path | None, as_json: bool) -> No
 
 
 @contextmanager
-def binary_output(path: Path | None) -> Iterator[BinaryIO]:
+def binary_output(path: Path | None) -> Generator[BinaryIO]:
     """``path`` opened for writing, or standard output.
 
     Raises:
@@ -95,10 +95,10 @@ def _print_answer(answer: bytes) -> None:
         print_rows(names, rows)
         return
     numeric = ("Int", "UInt", "Float", "Decimal", "Nullable(Int", "Nullable(UInt", "Nullable(Float")
-    columns = [
-        Column(str(i), c["name"], _show, right=c["type"].startswith(numeric))
-        for i, c in enumerate(parsed["meta"])
-    ]
+    columns: list[Column] = []
+    for i, name in enumerate(names):
+        number = parsed["meta"][i]["type"].startswith(numeric)
+        columns.append(Column(str(i), name, _show, right=number, width=None if number else 200))
     print_table(
         columns, [{str(i): value for i, value in enumerate(row)} for row in rows], json=False
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from .._settings import Settings, from_environment
@@ -14,7 +14,7 @@ __all__ = ["no_traces", "opened_store"]
 
 
 @contextmanager
-def opened_store(settings: Settings | None = None) -> Iterator[Store]:
+def opened_store(settings: Settings | None = None) -> Generator[Store]:
     """The server in ``CLICKHOUSE_URL`` or else the local store, loaded up to now.
 
     Raises:

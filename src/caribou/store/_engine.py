@@ -52,7 +52,7 @@ class Engine:
                 f"the local store {folder} cannot be used: {error.strerror}"
             ) from error
         try:
-            self._session = _open_session(folder / "engine")
+            self._session: Any = _open_session(folder / "engine")
         except BaseException:
             os.close(self._lock)
             raise
@@ -86,6 +86,9 @@ def _open_session(path: Path) -> Any:
         raise MissingExtra(
             "reading the local store needs the embedded engine: pip install 'caribou-trace[local]'"
         ) from error
+    if "?" in str(path.resolve()):
+        # The engine would take what follows for options and put its files somewhere else.
+        raise StoreError(f"the engine cannot use {path}: set CARIBOU_HOME to a path without '?'")
     path.mkdir(mode=0o700, exist_ok=True)
     try:
         return Session(str(path.resolve()))  # pyright: ignore

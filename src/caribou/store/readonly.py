@@ -13,14 +13,14 @@ from ..errors import StoreError
 
 __all__ = ["require_read_only"]
 
-# What can hold any text: strings, quoted names, heredocs and comments.
+# What can hold any text: strings, quoted names, heredocs; and comments, which are mere spaces.
 _OPAQUE = re.compile(
     r"""
       '(?:[^'\\]|\\.|'')*'
     | "(?:[^"\\]|\\.|"")*"
     | `(?:[^`\\]|\\.|``)*`
     | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
-    | --[^\n]* | \#[!\s][^\n]* | /\*.*?\*/
+    | (?P<comment>--[^\n]* | \#[!\s][^\n]* | /\*.*?\*/)
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -35,8 +35,8 @@ def require_read_only(sql: str) -> str:
     Raises:
         StoreError: it is empty, holds several statements, writes, or chooses its own format.
     """
-    bare = _OPAQUE.sub(" ? ", sql)
-    bare = re.sub(r"^[\s?(]+", "", bare).rstrip()
+    bare = _OPAQUE.sub(lambda match: " " if match["comment"] else " ? ", sql)
+    bare = bare.lstrip(" \t\r\n(").rstrip()
     word = re.match(r"\w*", bare)
     first = word[0].upper() if word else ""
     if not bare or bare == ";":

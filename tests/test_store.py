@@ -1,0 +1,205 @@
+"""The local store: what has been committed to a journal, and nothing else, read once."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commandline import caribou, open_journal, refused, write_rows
+
+from caribou.errors import StoreError
+from caribou.store import require_read_only
+
+pytest.importorskip("chdb", reason="the embedded engine is not installed")
+
+
+def span(seq: int, **more: Any) -> dict[str, Any]:
+    return {
+        "run_id": "run",
+        "trace_id": "ab" * 16,
+        "seq": seq,
+        "span_id": f"{seq:016x}",
+        "start_time": f"1790000000.{seq:09d}",
+        "kind": "message",
+        **more,
+    }
+
+
+def sequence(home: Path, **env: str) -> list[int]:
+    """The ``seq`` of every span in the store, in order, duplicates and all."""
+    answer = caribou("sql", "SELECT seq FROM spans ORDER BY seq", "--json", home=home, **env)
+    assert answer.code == 0, answer.err
+    return [row["seq"] for row in answer.objects]
+
+
+def test_rows_of_a_process_that_runs_are_seen_as_they_come(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        write_rows(journal, "spans", span(1), span(2))
+        assert sequence(tmp_path) == [1, 2]
+        write_rows(journal, "spans", span(3))
+        assert sequence(tmp_path) == [1, 2, 3]
+    assert sequence(tmp_path) == [1, 2, 3]
+
+
+def test_only_what_is_committed_is_read(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        write_rows(journal, "spans", span(1))
+        segment = journal.streams["spans"].segments[-1]
+        end = segment.committed
+        torn = b'{"run_id":"run","trace_id":"torn'
+        segment.map[end : end + len(torn)] = torn
+        assert sequence(tmp_path) == [1]
+
+
+def test_loading_all_again_changes_nothing(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        write_rows(journal, "spans", *(span(i) for i in range(50)))
+    assert sequence(tmp_path) == list(range(50))
+    (tmp_path / "store" / "loaded.json").unlink()
+    assert sequence(tmp_path) == list(range(50))
+
+
+def test_segments_are_loaded_once(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        write_rows(journal, "spans", span(1))
+    assert sequence(tmp_path) == [1]
+    counted = caribou("sql", "SELECT count() AS n FROM spans_rows", "--json", home=tmp_path)
+    assert counted.objects == [{"n": 1}]
+
+
+def test_a_refused_row_is_set_aside_and_its_neighbours_stay(tmp_path: Path) -> None:
+    good = [span(i) for i in range(40)]
+    with open_journal(tmp_path) as journal:
+        write_rows(journal, "spans", *good[:17], b'{"seq":"not a number"}', *good[17:])
+    answer = caribou("sql", "SELECT count() AS n FROM spans", "--json", home=tmp_path)
+    assert answer.objects == [{"n": 40}]
+    assert "1 rows could not be loaded" in answer.err
+    letters = list((tmp_path / "journal" / "dead").iterdir())
+    assert len(letters) == 1
+    assert b'"seq":"not a number"' in letters[0].read_bytes()
+    doctor = caribou("doctor", home=tmp_path)
+    assert doctor.code == 1
+    assert str(letters[0].parent) in doctor.out
+    # It was dealt with: the next command says nothing of it.
+    assert caribou("runs", home=tmp_path).err.count("set aside") == 0
+
+
+def test_rows_that_wait_for_a_server_are_not_taken_for_the_local_store(tmp_path: Path) -> None:
+    with open_journal(tmp_path, {"clickhouse": "http://localhost:1/caribou"}) as journal:
+        write_rows(journal, "spans", span(1))
+    assert sequence(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["with space", "brace{1,2}star*[x]", "quote'and\\slash"])
+def test_any_folder_name_will_do(tmp_path: Path, name: str) -> None:
+    home = tmp_path / name
+    with open_journal(home) as journal:
+        write_rows(journal, "spans", span(7))
+    assert sequence(home) == [7]
+
+
+def test_a_path_the_engine_would_misread_is_refused(tmp_path: Path) -> None:
+    home = tmp_path / "what?"
+    home.mkdir()
+    assert "CARIBOU_HOME" in refused(caribou("runs", home=home))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["what?"]
+
+
+def test_nobody_else_can_read_the_store(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        write_rows(journal, "spans", span(1))
+    assert sequence(tmp_path) == [1]
+    assert os.stat(tmp_path / "store").st_mode & 0o077 == 0
+
+
+@contextlib.contextmanager
+def held(lock: Path) -> Iterator[None]:
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        file.write("process 4711 (caribou)")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def test_the_holder_of_the_store_is_named(tmp_path: Path) -> None:
+    with held(tmp_path / "store" / "lock"):
+        sentence = refused(caribou("runs", home=tmp_path))
+    assert "process 4711 (caribou)" in sentence
+    assert "try again" in sentence
+
+
+def test_without_the_engine_it_says_what_to_install(tmp_path: Path) -> None:
+    # A module that cannot be imported stands before the real one.
+    (tmp_path / "chdb.py").write_text("raise ImportError('not here')\n")
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    sentence = refused(caribou("runs", home=tmp_path / "home", PYTHONPATH=path))
+    assert "pip install 'caribou-trace[local]'" in sentence
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT 1",
+        "  select 1 ; ",
+        "WITH 1 AS x SELECT x",
+        "(SELECT 1)",
+        "-- a comment; with a semicolon\nSELECT 1 -- and another;",
+        "SELECT 'INSERT INTO x; DROP TABLE y' AS \"into outfile\"",
+        "SELECT $$a; insert into b$$",
+        "SHOW TABLES",
+        "EXPLAIN SELECT 1",
+        "SELECT 'it''s; \\'; fine'",
+    ],
+)
+def test_statements_that_read_pass(sql: str) -> None:
+    assert require_read_only(sql).strip().strip(";").strip() in sql
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "",
+        " ; ",
+        "-- nothing",
+        "DROP TABLE spans_rows",
+        "INSERT INTO spans_rows SELECT 1",
+        "insert into function file('/tmp/x', 'CSV') select 1",
+        "WITH 1 AS x INSERT INTO FUNCTION file('/tmp/x', 'CSV') SELECT x",
+        "SELECT 1 INTO OUTFILE '/tmp/x'",
+        "SELECT 1 /* ' */ INTO/**/OUTFILE '/tmp/x' -- '",
+        "SELECT 1; DROP TABLE spans_rows",
+        "SELECT ';'; SELECT 2",
+        "SET readonly = 0",
+        "SELECT 1 FORMAT CSV",
+        "SYSTEM SHUTDOWN",
+    ],
+)
+def test_statements_that_do_more_are_refused(sql: str) -> None:
+    with pytest.raises(StoreError):
+        require_read_only(sql)
+
+
+def test_the_engine_itself_refuses_to_write(tmp_path: Path) -> None:
+    # In a process of its own: other tests fork this one, which the engine would not survive.
+    program = """
+from pathlib import Path
+from caribou.errors import StoreError
+from caribou.store import LocalStore
+with LocalStore(Path("store"), Path("journal"), "caribou") as store:
+    try:
+        store.query("TRUNCATE TABLE spans_rows", format="TabSeparated")
+    except StoreError as error:
+        print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "readonly" in done.stdout
