@@ -106,7 +106,8 @@ def test_the_parsed_columns_are_the_tables_columns(door: DoorServer, made: str) 
 def test_views_have_the_columns_people_are_promised(door: DoorServer, made: str) -> None:
     promised = {
         "spans": """trace_id, span_id, parent_span_id, seq, run_id, phase, step_number,
-            datapoint_id, env_name, model_name, kind, name, status, status_message, start_time, end_time,
+            datapoint_id, env_name, model_name, kind, name, status, status_message, start_time,
+            end_time,
             duration_ms, turn_index, intra_index, role, content, tool_calls, tool_call_id,
             tool_name, arguments, result, error, requestor, model, provider, input_tokens,
             output_tokens, cache_read_tokens, cache_write_tokens, reasoning_tokens, cost_usd,

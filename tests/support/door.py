@@ -7,7 +7,8 @@ What the engine cannot do inside a process is stood in for, and nothing else:
 
 - ``input()`` and the data after ``FORMAT`` become ``file()`` and ``INFILE`` over a temporary file;
 - ``system.processes`` lists the inserts that the door has accepted and not yet answered;
-- rights: the engine has no users, so ``deny`` refuses statements by their first words.
+- rights: the engine has no users, so ``deny`` refuses statements by their first words;
+- ``readonly``, which a session cannot leave again: statements that do not read are refused.
 
 ``POST /_door`` with a JSON object changes, for all that comes after: ``settings`` (applied to every
 statement, as a user's profile would be), ``deny`` (a list of such first words), ``hold`` (inserts
@@ -35,11 +36,12 @@ from aiohttp import web
 
 _NOT_SETTINGS = {
     "query", "query_id", "database", "default_format", "user", "password",
-    "wait_end_of_query", "buffer_size", "session_id",
+    "wait_end_of_query", "buffer_size", "session_id", "readonly",
 }  # fmt: skip
 _INSERT = re.compile(r"\s*INSERT\s", re.IGNORECASE)
 _FORMAT = re.compile(r"\sFORMAT\s+(\w+)\s*;?\s*$", re.IGNORECASE)
 _INPUT = re.compile(r"\binput\(('(?:[^'\\]|\\.)*')\)", re.IGNORECASE)
+_READS = ("SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXPLAIN", "EXISTS")
 _STATUS = {
     159: 408, 164: 403, 192: 403, 193: 403, 194: 401, 497: 403, 516: 403,
     16: 404, 46: 404, 47: 404, 60: 404, 81: 404, 241: 500, 252: 500,
@@ -190,6 +192,12 @@ class Door:
                     f"To execute this query, it's necessary to have the grant {words} ON *.*. "
                     "(ACCESS_DENIED)"
                 )
+        if request.query.get("readonly", "0") != "0" and not sql.upper().lstrip().startswith(
+            _READS
+        ):
+            raise Refusal(
+                "Code: 164. DB::Exception: Cannot execute query in readonly mode. (READONLY)"
+            )
         sql = sql.replace("system.processes", self._processes())
         query_id = request.query.get("query_id", "")
         self._running.add(query_id)
