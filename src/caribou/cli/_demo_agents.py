@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -79,10 +79,7 @@ async def run_training(run_id: str, done: Callable[[], None]) -> None:
         cases = [_Case(step, d, s) for d in range(_DATAPOINTS) for s in range(_SAMPLES)]
         async with asyncio.TaskGroup() as group:
             for case in cases:
-                task = group.create_task(_supervised(run_id, case, done))
-                if case.random().random() < 0.02:
-                    # A sampler that has seen enough gives up on the rest.
-                    asyncio.get_running_loop().call_later(0.03, task.cancel)
+                group.create_task(_supervised(run_id, case, done))
 
 
 async def _supervised(run_id: str, case: _Case, done: Callable[[], None]) -> None:
@@ -97,7 +94,6 @@ async def _supervised(run_id: str, case: _Case, done: Callable[[], None]) -> Non
 
 async def _rollout(run_id: str, case: _Case) -> None:
     random = case.random()
-    random.random()  # decided above whether it is cancelled
     order = f"A{random.randrange(10_000, 99_999)}"
     skill = 0.35 + 0.12 * case.step
     about = {
@@ -110,6 +106,10 @@ async def _rollout(run_id: str, case: _Case) -> None:
     }
     async with trace_run(about):  # pyright: ignore[reportArgumentType]
         add_meta({"sample": case.sample, "difficulty": random.choice(["easy", "medium", "hard"])})
+        task = asyncio.current_task()
+        if task is not None and random.random() < 0.02:
+            # A sampler that has seen enough gives up on the rest.
+            asyncio.get_running_loop().call_later(0.02, task.cancel)
         log(Message(role="system", content=_SYSTEM))
         wish = random.choice(_WISHES).format(item=random.choice(_ITEMS))
         log(Message(role="user", content=f"{wish} Order {order}."))
@@ -183,7 +183,7 @@ async def _think(random: Random) -> None:
 
 
 def _assistant(
-    random: Random, content: str | None, tool_calls: list[dict[str, object]] | None = None
+    random: Random, content: str | None, tool_calls: Sequence[object] | None = None
 ) -> Message:
     tokens = random.randint(10, 120)
     return Message(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import click
 
-from .. import Grade, Message, ToolExecution, add_meta, log, shutdown, trace_run
+from .. import FlushResult, Grade, Message, ToolExecution, add_meta, log, shutdown, trace_run
 from ..errors import InvalidValue
 from ._options import json_option
 from ._output import note, print_json, progress
@@ -69,9 +70,8 @@ def command(
     about = {"run_id": run, "env_name": env, "model_name": model, "phase": phase}
     began = time.monotonic()
     with progress("Importing") as update:
-        counts, result = asyncio.run(
-            _import(read_rollouts(files, expressions), about, lambda done: update(done, total))
-        )
+        rollouts = read_rollouts(files, expressions)
+        counts, result = asyncio.run(_import(rollouts, about, partial(update, total=total)))
     seconds = time.monotonic() - began
     if as_json:
         print_json(
@@ -98,14 +98,14 @@ def _metadata_expressions(trial: str | None, meta: Sequence[str]) -> dict[str, s
 
 
 async def _import(
-    rollouts: Iterator[Rollout], about: Mapping[str, Any], done: Any
-) -> tuple[dict[str, int], Any]:
+    rollouts: Iterator[Rollout], about: Mapping[str, Any], update: Callable[[int], None]
+) -> tuple[dict[str, int], FlushResult]:
     counts = Counter(rollouts=0, messages=0, tool_executions=0, grades=0)
 
     async def worker() -> None:
         for rollout in rollouts:
             await _log_rollout(rollout, about, counts)
-            done(counts["rollouts"])
+            update(counts["rollouts"])
 
     async with asyncio.TaskGroup() as group:
         for _ in range(_CONCURRENCY):

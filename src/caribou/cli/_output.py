@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ._text import json_text, one_line, safe
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Column",
+    "Update",
     "console",
     "in_terminal",
     "note",
@@ -32,6 +33,14 @@ Row = dict[str, Any]
 
 # Characters of a text column that are worth having at least.
 _CUT_TO = 14
+# Stands for null in a terminal.
+_NOTHING = "-"
+
+
+class Update(Protocol):
+    """Moves a progress bar."""
+
+    def __call__(self, done: int, total: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,8 @@ class Column:
     where ``show`` turns the value into text.
 
     A column with a ``width`` holds text that may be cut, to that width and shorter. Where a
-    terminal is too narrow, columns are left out in the order of ``leave_out``, 1 first.
+    terminal is too narrow, columns are left out in the order of ``leave_out``, 1 first; those
+    are left out as well when no row has anything there.
     """
 
     key: str
@@ -109,7 +119,7 @@ def _print_rich(columns: Sequence[Column], rows: Sequence[Row]) -> None:
         c.key: min(natural[c.key], 1 << 16 if c.width is None else max(_CUT_TO, len(c.title)))
         for c in columns
     }
-    shown = list(columns)
+    shown = [c for c in columns if not c.leave_out or any(map(_worth, cells[c.key]))]
     while sum(needed[c.key] + 2 for c in shown) - 2 > out.width:
         first = min((c for c in shown if c.leave_out), key=lambda c: c.leave_out, default=None)
         if first is None:
@@ -137,11 +147,15 @@ def _print_rich(columns: Sequence[Column], rows: Sequence[Row]) -> None:
     out.print(table)
 
 
+def _worth(cell: Text) -> bool:
+    return cell.plain not in ("", _NOTHING)
+
+
 def _rich_cell(column: Column, value: Any) -> Text:
     from rich.text import Text
 
     if value is None:
-        return Text("-", style="dim")
+        return Text(_NOTHING, style="dim")
     style = column.style if isinstance(column.style, str) else column.style(value)
     return Text(one_line(column.show(value), 500), style=style)
 
@@ -155,7 +169,7 @@ def _cell(value: Any) -> str:
 
 
 @contextmanager
-def progress(title: str) -> Generator[Callable[[int, int], None]]:
+def progress(title: str) -> Generator[Update]:
     """A bar on standard error, when that is a terminal; yields ``update(done, total)``."""
     if not sys.stderr.isatty():
         yield lambda done, total: None

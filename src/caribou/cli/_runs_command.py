@@ -42,7 +42,7 @@ COLUMNS = (
     Column("datapoints", "Datapoints", fmt.count, right=True, leave_out=1),
     Column("steps", "Steps", fmt.some, right=True, leave_out=6),
     Column("completed", "Done", fmt.some, right=True),
-    Column("pending", "Running", fmt.some, right=True),
+    Column("pending", "Running", fmt.some, right=True, leave_out=9),
     Column("failed", "Failed", fmt.some, right=True, style="red"),
     Column("mean_score", "Score", fmt.score, right=True),
     Column("mean_turns", "Turns", fmt.mean, right=True, leave_out=5),

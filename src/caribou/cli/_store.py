@@ -21,7 +21,9 @@ def opened_store(settings: Settings | None = None) -> Generator[Store]:
         CaribouError: it cannot be opened; the message says why.
     """
     settings = settings or from_environment()
-    with progress("Loading the journal") as update, open_store(settings, update) as store:
+    with progress("Loading the journal") as update:
+        store = open_store(settings, update)
+    with store:
         if isinstance(store, LocalStore) and store.loaded.set_aside:
             note(
                 f"caribou: {store.loaded.set_aside} rows could not be loaded and were set aside;"
