@@ -30,6 +30,9 @@ from caribou.sinks.base import (
 )
 
 
+pytestmark = pytest.mark.asyncio
+
+
 class Backend:
     """A sink that stores rows and fails as told.
 

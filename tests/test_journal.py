@@ -350,6 +350,13 @@ def test_batches_end_on_rows() -> None:
     assert cut_rows(memoryview(data), 0, len(data), 1000) == (len(data), 100)
 
 
+def test_a_batch_that_is_full_at_the_end_of_a_chunk_ends_on_a_row_too() -> None:
+    # Rows are looked at 256 KiB at a time; the third of these rows begins in the first chunk.
+    data = b"".join(row(number, 100 << 10) for number in range(6))
+    end, rows = cut_rows(memoryview(data), 0, len(data), 2)
+    assert (rows, sequence(data[:end])) == (2, [0, 1])
+
+
 def test_every_table_has_a_stream(tmp_path: Path) -> None:
     journal = open_journal(tmp_path)
     assert set(journal.streams) == set(TABLES)

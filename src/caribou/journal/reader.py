@@ -119,14 +119,18 @@ def cut_rows(view: memoryview | mmap.mmap, start: int, end: int, most: int) -> t
     Returns where it ends and how many rows it has.
     """
     rows = 0
-    at = start
+    at = cut = start
     for chunk in row_chunks(view, start, end):
         inside = chunk.count(b"\n")
         if rows + inside > most:
             position = -1
             for _ in range(most - rows):
                 position = chunk.index(b"\n", position + 1)
-            return at + position + 1, most
+                cut = at + position + 1
+            return cut, most
+        if inside:
+            # Chunks end anywhere; rows end here.
+            cut = at + chunk.rindex(b"\n") + 1
         rows += inside
         at += len(chunk)
     return end, rows

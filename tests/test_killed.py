@@ -1,0 +1,130 @@
+"""A process logs as fast as it can and is killed; what its calls returned for is delivered, once."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from support.servers import DoorServer
+
+# Tells standard output, after each call has returned, which record it was.
+LOGS_UNTIL_KILLED = """
+import asyncio, os, struct
+import caribou
+
+async def agent(number):
+    async with caribou.trace_run({"datapoint_id": f"dp-{number}", "run_id": "killed", "phase": "train"}):
+        record = number
+        while True:
+            content = f"record {record} " + "x" * (record % 977)
+            kind = record % 4
+            if kind == 0:
+                caribou.log(caribou.Message(role="assistant", content=content))
+            elif kind == 1:
+                caribou.log(caribou.ToolExecution(name="search", result=content))
+            elif kind == 2:
+                caribou.log(caribou.Event(name="tick", data={"content": content}))
+            else:
+                caribou.log(caribou.Grade(score=0.5, reasoning=content))
+            os.write(1, struct.pack("<Q", record))
+            record += 4 * 4 + 1
+            await asyncio.sleep(0)
+
+async def main():
+    await asyncio.gather(*(agent(number) for number in range(17)))
+
+asyncio.run(main())
+"""
+
+# Any process that traces something takes over what a dead one left.
+NEXT = """
+import asyncio, sys
+import caribou
+
+async def main():
+    async with caribou.trace_run({"datapoint_id": "next", "run_id": "next", "phase": "train"}):
+        pass
+    result = await caribou.shutdown(60)
+    sys.exit(0 if result.complete else str(result))
+
+asyncio.run(main())
+"""
+
+STORED = """
+SELECT toUInt64(extract(concat(ifNull(content, ''), ifNull(result, ''), data, reasoning), 'record (\\\\d+) ')) AS record
+FROM {database}.{table} WHERE run_id = 'killed'
+"""
+
+
+def environment(door: DoorServer, database: str, home: Path) -> dict[str, str]:
+    return os.environ | {
+        "CLICKHOUSE_URL": door.url,
+        "CLICKHOUSE_DATABASE": database,
+        "CARIBOU_HOME": str(home),
+    }
+
+
+def run_and_kill(environ: dict[str, str], seconds: float) -> list[int]:
+    """Start the process, kill it so long after its first record, return what it told."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOGS_UNTIL_KILLED], stdout=subprocess.PIPE, env=environ
+    )
+    assert process.stdout is not None
+    told = process.stdout.read(8)
+    killer = threading.Timer(seconds, process.send_signal, [signal.SIGKILL])
+    killer.start()
+    told += process.stdout.read()
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    killer.join()
+    return [number for (number,) in struct.iter_unpack("<Q", told[: len(told) // 8 * 8])]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("by", ["next process", "caribou replay"])
+def test_killed_at_any_moment_nothing_is_lost_or_doubled(
+    door: DoorServer, database: str, tmp_path: Path, by: str
+) -> None:
+    moments = random.SystemRandom()
+    for kill in range(10):
+        home = tmp_path / str(kill)
+        name = f"{database}_{kill}"
+        environ = environment(door, name, home)
+        told = run_and_kill(environ, moments.uniform(0.0, 1.2))
+        assert told
+        after = [sys.executable, "-c", NEXT]
+        if by == "caribou replay":
+            after = [sys.executable, "-m", "caribou", "replay", "--json"]
+        subprocess.run(after, env=environ, check=True, capture_output=True)
+        query = STORED.replace("{database}", name)
+        stored = [int(row["record"]) for row in door.rows(query.replace("{table}", "spans"))]
+        assert len(stored) == len(set(stored)), "a record is read twice"
+        assert set(told) <= set(stored), "a record is lost"
+        # Beyond what it told there is at most the record whose telling the kill came before.
+        assert len(set(stored) - set(told)) <= 1
+        # The journal is empty again: nothing would be sent a second time.
+        assert [path for path in (home / "journal").glob("*/*.ndjson")] == []
+        door.sql(f"DROP DATABASE {name}")
+
+
+def test_killed_in_local_mode_the_journal_itself_holds_every_record(tmp_path: Path) -> None:
+    environ = {key: value for key, value in os.environ.items() if key != "CLICKHOUSE_URL"}
+    told = run_and_kill(environ | {"CARIBOU_HOME": str(tmp_path)}, 0.2)
+    stored: list[int] = []
+    for path in (tmp_path / "journal").glob("*/spans-*.ndjson"):
+        committed = struct.unpack("=Q", path.with_suffix(".commit").read_bytes())[0]
+        rows = [json.loads(line) for line in path.read_bytes()[:committed].splitlines()]
+        stored += [int(number) for number in re.findall(r"record (\d+) ", json.dumps(rows))]
+    assert len(stored) == len(set(stored))
+    assert set(told) <= set(stored)
+    assert len(stored) <= len(told) + 1
