@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from hashlib import blake2b
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol
 
 from . import _runtime
+from ._ids import share_of
 from ._managers import NullRecorder, SpanManager, TraceManager
 from ._meta import check_meta
 from ._rollout import Recorder
@@ -448,9 +448,7 @@ def skip_reason(recorder: Recorder, trace_id: str) -> str | None:
         return "journal_full"
     if settings.sample_rate < 1.0:
         # By the id, so that all parts of a trace agree, in every process.
-        digest = blake2b(trace_id.encode(), digest_size=8).digest()
-        if int.from_bytes(digest) >= settings.sample_rate * 2**64:
-            return "sampled"
+        return None if share_of(trace_id) < settings.sample_rate else "sampled"
     return None
 
 

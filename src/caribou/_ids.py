@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable
+from itertools import chain
+from typing import Final
 
-__all__ = ["new_span_id", "new_trace_id", "to_trace_id"]
+__all__ = ["new_span_id", "new_trace_id", "share_of", "to_trace_id"]
 
-_POOL_SIZE = 128
-_OTEL_TRACE_ID = re.compile(r"[0-9a-fA-F]{32}")
-
-_pool: Iterator[bytes] = iter(())
-
-
-def new_span_id() -> bytes:
-    """16 lower-case hex digits. Cut from a pool, since one system call an id is dear."""
-    return next(_pool, None) or _refill()
+_POOL_SIZE: Final = 128
+_cut: Final = struct.Struct("16s" * _POOL_SIZE).unpack
+_OTEL_TRACE_ID: Final = re.compile(r"[0-9a-fA-F]{32}")
 
 
 def new_trace_id() -> str:
@@ -29,26 +25,40 @@ def to_trace_id(given: str) -> str:
     """The OpenTelemetry trace id for a user's own: itself, if it has that form, or a hash."""
     if _OTEL_TRACE_ID.fullmatch(given) and given.strip("0"):
         return given.lower()
-    return hashlib.blake2b(
-        given.encode("utf-8", "surrogatepass"), digest_size=16, person=b"caribou-trace"
-    ).hexdigest()
+    return _hash(given, 16).hex()
 
 
-def _refill() -> bytes:
-    global _pool
-    digits = os.urandom(8 * _POOL_SIZE).hex().encode()
-    # The iterator is complete before it is published: next() on it is atomic, so no two threads
-    # ever get the same id, and two that refill at once merely waste a pool.
-    pool = iter([digits[at : at + 16] for at in range(0, len(digits), 16)])
-    first = next(pool)
-    _pool = pool
-    return first
+def share_of(trace_id: str) -> float:
+    """A number from 0.0 up to 1.0 that depends on the id alone, and on all of it."""
+    return int.from_bytes(_hash(trace_id, 6)) / 2**48
 
 
-def _drop_pool() -> None:
-    global _pool
-    _pool = iter(())
+def _hash(text: str, size: int) -> bytes:
+    # Seldom needed, and dear to import.
+    from hashlib import blake2b
+
+    data = text.encode("utf-8", "surrogatepass")
+    return blake2b(data, digest_size=size, person=b"caribou-trace").digest()
+
+
+def _batch() -> tuple[bytes, ...]:
+    return _cut(os.urandom(8 * _POOL_SIZE).hex().encode())
+
+
+def _pool() -> Callable[[], bytes]:
+    # One system call an id is dear, and so is a function of Python's: this is neither. No two
+    # threads get the same id; two that need a batch at once waste one.
+    return chain.from_iterable(iter(_batch, None)).__next__
+
+
+new_span_id: Callable[[], bytes] = _pool()
+"""16 lower-case hex digits. Call it as ``_ids.new_span_id()``: a forked child has another one."""
+
+
+def _renew_pool() -> None:
+    global new_span_id
+    new_span_id = _pool()
 
 
 # What is left of the pool belongs to the parent process.
-os.register_at_fork(after_in_child=_drop_pool)
+os.register_at_fork(after_in_child=_renew_pool)

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
+from . import _ids
 from ._failures import is_abort, message_of, type_of
-from ._ids import new_span_id
 from ._meta import GIVEN_TRACE_ID, CheckedMeta
 from ._rollout import Recorder, Rollout
 from ._rows import labels, stamp
@@ -86,7 +86,7 @@ class SpanManager:
         if rollout.closed:
             rollout.late(parent)
         self._late = parent.late
-        span_id = new_span_id()
+        span_id = _ids.new_span_id()
         self._scope = rollout.scope(parent, span_id.decode())
         self._start = time.time_ns()
         self._began = time.monotonic_ns()

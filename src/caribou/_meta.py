@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, Final
 
 import msgspec
@@ -51,6 +50,8 @@ def check_meta(meta: Mapping[str, object], settings: Settings) -> CheckedMeta:
         raise InvalidType(f"trace_run takes a dict with datapoint_id, not {type(meta).__name__}")
     for key in meta:
         if key not in _KNOWN:
+            from difflib import get_close_matches
+
             close = get_close_matches(str(key), _KNOWN, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise InvalidValue(f"trace_run: unknown key {key!r}{hint} {_known_keys()}")
@@ -98,7 +99,8 @@ def _text(meta: Mapping[str, object], key: str) -> str | None:
         raise InvalidValue(
             f"trace_run: {key} has {len(value)} characters; at most {_MAX_TEXT} are allowed"
         )
-    return storable_text(str.__str__(value))
+    text = str.__str__(value)
+    return text if text.isascii() else storable_text(text)
 
 
 def _phase(value: object) -> str:

@@ -1,7 +1,8 @@
 """One rollout: its turns, its totals, its outcome, and the rows that say so.
 
-Several tasks and threads may log into one rollout; totals are kept under a lock. (Turns are kept by
-``_write``.)
+Several tasks and threads may log into one rollout, and no lock guards it. CPython switches threads
+only at calls and at the ends of loops, so what several of them may change is changed by one
+assignment that has neither in it (``x.total += y.number``), or by one call of C.
 """
 
 from __future__ import annotations
@@ -9,15 +10,14 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Protocol
 
 import msgspec
 
+from . import _ids
 from ._failures import MAX_MESSAGE, is_abort, message_of, traceback_of, type_of
-from ._ids import new_span_id
 from ._redact import Appender, redacted
 from ._rows import prefix, row, stamp
 from ._sanitize import MAX_INTEGER, MAX_LINE, Cleaner, encode, storable_text
@@ -29,6 +29,7 @@ __all__ = ["Recorder", "Rollout"]
 
 _MAX_MODELS: Final = 100
 _MAX_COST: Final = sys.float_info.max
+_SCORE_CONSTANTS: Final = ("run_id", "trace_id", "phase", "step_number", "datapoint_id")
 _BUCKETS: Final = (
     "input_tokens",
     "output_tokens",
@@ -36,18 +37,6 @@ _BUCKETS: Final = (
     "cache_write_tokens",
     "reasoning_tokens",
 )
-
-# One lock for all rollouts: it is held for a moment only, and after a fork there is one to replace.
-# It can be taken again by a finaliser or a signal handler that runs while it is held.
-_lock = threading.RLock()
-
-
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)
 
 
 class Recorder(Protocol):
@@ -83,6 +72,11 @@ class Usage(msgspec.Struct, omit_defaults=True):
     reasoning_tokens: int = 0
     cost_usd: float = 0.0
 
+    def within_columns(self) -> Usage:
+        """A copy in which no sum is more than a column holds."""
+        tokens = {bucket: min(getattr(self, bucket), MAX_INTEGER) for bucket in _BUCKETS}
+        return Usage(**tokens, cost_usd=max(-_MAX_COST, min(self.cost_usd, _MAX_COST)))
+
 
 class Rollout:
     """The state of one rollout.
@@ -95,6 +89,7 @@ class Rollout:
         "_began",
         "_constants",
         "_edited",
+        "_next_version",
         "_pid",
         "_recorder",
         "_start",
@@ -124,7 +119,6 @@ class Rollout:
         "turn",
         "turns",
         "usage",
-        "version",
     )
 
     def __init__(
@@ -158,7 +152,7 @@ class Rollout:
         self.duration_ms: float | None = None
         self.tags: list[str] = []
         self.metadata: dict[str, str] = {}
-        self.version = 0
+        self._next_version = itertools.count(1).__next__
         self._edited = 0
         self._recorder = recorder
         hook = recorder.settings.redact
@@ -167,7 +161,7 @@ class Rollout:
         self._start = time.time_ns()
         self._began = time.monotonic_ns()
         self._pid = os.getpid()
-        span_id = new_span_id().decode()
+        span_id = _ids.new_span_id().decode()
         start = b"" if skipped is not None else prefix(constants, span_id)
         self.root = Scope(self, parent, span_id, start, self._streams["spans"].append)
         self._summary = prefix(
@@ -203,17 +197,14 @@ class Rollout:
     def add_grade(self, span_id: bytes, seq: int, grade: Grade) -> None:
         """The last grade's score is the rollout's; each has a row of ``scores``."""
         self.score = grade.score
-        wanted = ("run_id", "trace_id", "phase", "step_number", "datapoint_id")
-        columns = {name: self._constants.get(name) for name in wanted}
-        start = prefix({**columns, "grader_name": self.grader_of(grade)})
-        more = {
-            "span_id": span_id.decode(),
-            "seq": seq,
-            "time": stamp(time.time_ns()).decode(),
-            "score": grade.score,
-            "reasoning": grade.reasoning,
-        }
-        self._write("scores", row(start, more))
+        columns = {name: self._constants.get(name) for name in _SCORE_CONSTANTS}
+        columns["grader_name"] = self.grader_of(grade)
+        columns["span_id"] = span_id.decode()
+        columns["seq"] = seq
+        columns["time"] = stamp(time.time_ns()).decode()
+        columns["score"] = grade.score
+        columns["reasoning"] = grade.reasoning
+        self.write("scores", {name: value for name, value in columns.items() if value is not None})
 
     def grader_of(self, grade: Grade) -> str:
         """Who gave a grade, as far as anybody said."""
@@ -221,27 +212,29 @@ class Rollout:
 
     def add_tool(self, failed: bool) -> None:
         """Add one run of a tool to the totals."""
-        with _lock:
-            self.tool_calls += 1
-            self.tool_errors += failed
+        self.tool_calls += 1
+        self.tool_errors += failed
 
     def add_usage(self, message: Message) -> None:
         """Add what a message took to the totals."""
-        taken = [(bucket, tokens) for bucket in _BUCKETS if (tokens := getattr(message, bucket))]
-        if not taken and not message.cost_usd:
-            return
         model = message.model or self.model_name
-        with _lock:
-            usage = self.usage.get(model)
-            if usage is None:
-                if len(self.usage) >= _MAX_MODELS:
-                    model = "(others)"
-                usage = self.usage.setdefault(model, Usage())
-            for bucket, tokens in taken:
-                setattr(usage, bucket, min(getattr(usage, bucket) + tokens, MAX_INTEGER))
-            if message.cost_usd:
-                cost = usage.cost_usd + message.cost_usd
-                usage.cost_usd = max(-_MAX_COST, min(cost, _MAX_COST))
+        usage = self.usage.get(model)
+        if usage is None:
+            if len(self.usage) >= _MAX_MODELS:
+                model = "(others)"
+            usage = self.usage.setdefault(model, Usage())
+        if message.input_tokens:
+            usage.input_tokens += message.input_tokens
+        if message.output_tokens:
+            usage.output_tokens += message.output_tokens
+        if message.cache_read_tokens:
+            usage.cache_read_tokens += message.cache_read_tokens
+        if message.cache_write_tokens:
+            usage.cache_write_tokens += message.cache_write_tokens
+        if message.reasoning_tokens:
+            usage.reasoning_tokens += message.reasoning_tokens
+        if message.cost_usd:
+            usage.cost_usd += message.cost_usd
 
     def set_turn(self, turn: int) -> None:
         """The next message stands in this turn, at its start if that is another one."""
@@ -255,7 +248,7 @@ class Rollout:
         self.intra = intra
         self.next_intra = intra
 
-    def add_meta(self, data: Mapping[object, object]) -> None:
+    def add_meta(self, data: Mapping[str, object]) -> None:
         """One row of ``entity_metadata`` a key; the summary has them as text."""
         if self.skipped is not None:
             self.skip(len(data))
@@ -267,7 +260,7 @@ class Rollout:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 number = float(value)
             text = value if isinstance(value, str) else encode(value).decode()
-            columns = {
+            columns: dict[str, object] = {
                 "entity_type": "trace",
                 "entity_id": self.trace_id,
                 "run_id": self._constants.get("run_id") or "",
@@ -325,11 +318,10 @@ class Rollout:
         if self.skipped is not None:
             self.skip(1)
             return
-        with _lock:
-            self.version += 1
-            version = self.version
-            totals = list(self.usage.values())
-            usage = encode(self.usage)
+        # The version before the totals: then the highest version has the latest totals.
+        version = self._next_version()
+        usage = {model: usage.within_columns() for model, usage in tuple(self.usage.items())}
+        totals = usage.values()
         cost = max(-_MAX_COST, min(sum(model.cost_usd for model in totals), _MAX_COST))
         error_type, traceback = self.error or (None, None)
         duration = self.duration_ms or 0.0
@@ -347,7 +339,7 @@ class Rollout:
             "input_tokens": _total(model.input_tokens for model in totals),
             "output_tokens": _total(model.output_tokens for model in totals),
             "cost_usd": cost or None,
-            "usage": msgspec.Raw(usage) if totals else None,
+            "usage": usage or None,
             "score": self.score,
             "version": version,
         }

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Mapping
 from types import NoneType
-from typing import Any, Final, TypeAlias, TypeVar, cast
+from typing import Any, Final, TypeAlias, TypeVar
 
 from msgspec.structs import astuple
 
@@ -30,8 +30,6 @@ __all__ = [
     "times",
     "tool_body",
 ]
-
-_NO_EXTRAS: Final = (None,) * (len(Message.__struct_fields__) - 2)
 
 # Work that the fast path may hand to the encoder: one a character, and this much a value. It keeps
 # shared and huge containers out, for which the slow path counts exactly.
@@ -54,34 +52,63 @@ Body: TypeAlias = tuple[_R, bytes, bytes]
 a comma. An ordinary tuple, as a named one takes longer to make than a common record to check."""
 
 
-def message_body(message: Message) -> tuple[Message, bytes, bytes, bool]:
-    """Check and encode a message; the last item says that it is a role, a text and no more.
+def message_body(message: Message) -> Body[Message]:
+    """Check and encode a message.
 
     Raises:
         InvalidType: it has no role.
     """
-    values = astuple(message)
-    content = values[1]
+    (
+        role,
+        content,
+        tool_call_id,
+        name,
+        model,
+        provider,
+        grader_name,
+        prompt,
+        input_tokens,
+        output_tokens,
+        cache_read_tokens,
+        cache_write_tokens,
+        reasoning_tokens,
+        cost_usd,
+        duration_ms,
+        tool_calls,
+        attributes,
+    ) = astuple(message)
     try:
-        if type(content) is str and values[2:] == _NO_EXTRAS:
-            if len(content) <= MAX_STRING and type(values[0]) is str:
-                body = encode(message)
-                if len(body) <= MAX_STRING:
-                    return message, body, b"", True
-        elif type(values[0]) is str and _plain_message(values):
+        if (
+            type(role) is str
+            and (tool_call_id is None or type(tool_call_id) is str)
+            and (name is None or type(name) is str)
+            and (model is None or type(model) is str)
+            and (provider is None or type(provider) is str)
+            and (grader_name is None or type(grader_name) is str)
+            and (prompt is None or type(prompt) is str)
+            and (input_tokens is None or _is_count(input_tokens))
+            and (output_tokens is None or _is_count(output_tokens))
+            and (cache_read_tokens is None or _is_count(cache_read_tokens))
+            and (cache_write_tokens is None or _is_count(cache_write_tokens))
+            and (reasoning_tokens is None or _is_count(reasoning_tokens))
+            and (cost_usd is None or _is_amount(cost_usd))
+            and (duration_ms is None or _is_duration(duration_ms))
+            and (attributes is None or type(attributes) is dict)
+            and _weigh_all(content, tool_calls, attributes) >= 0
+        ):
             body = encode(message)
             if len(body) <= MAX_STRING:
                 structured = content is not None and type(content) is not str
-                return message, body, _CONTENT if structured else b"", False
+                return message, body, _CONTENT if structured else b""
     except Exception:
         # Whatever a value did to be looked at, the slow path copes with it.
         pass
-    if values[0] is MISSING:
+    if role is MISSING:
         raise InvalidType("Message: role is missing; give a str such as 'user' or 'assistant'")
-    stored, body, marks = storable_record(message)
-    if stored.role is None:
+    if role is None:
         raise InvalidType("Message: role must be a str such as 'user' or 'assistant', not None")
-    return stored, body, _notes(marks, ("content",), stored), False
+    stored, body, marks = storable_record(message)
+    return stored, body, _notes(marks, ("content",), stored)
 
 
 def tool_body(tool: ToolExecution) -> Body[ToolExecution]:
@@ -99,7 +126,7 @@ def tool_body(tool: ToolExecution) -> Body[ToolExecution]:
             and (requestor is None or type(requestor) is str)
             and (duration is None or _is_duration(duration))
         ):
-            left = _weigh_all((arguments, result, attributes))
+            left = _weigh_all(arguments, result, attributes)
             if left >= 0 and (attributes is None or type(attributes) is dict):
                 body = encode(tool)
                 if len(body) <= MAX_STRING:
@@ -127,7 +154,7 @@ def grade_body(grade: Grade) -> Body[Grade]:
             and (passed is None or _is_count(passed))
             and (total is None or _is_count(total))
             and (duration is None or _is_duration(duration))
-            and _weigh_all((criteria, attributes)) >= 0
+            and _weigh_all(criteria, attributes) >= 0
             and (attributes is None or type(attributes) is dict)
         ):
             body = encode(grade)
@@ -151,7 +178,7 @@ def event_body(event: Event) -> Body[Event]:
         if (
             type(name) is str
             and (duration is None or _is_duration(duration))
-            and _weigh_all((data, attributes)) >= 0
+            and _weigh_all(data, attributes) >= 0
             and (attributes is None or type(attributes) is dict)
         ):
             body = encode(event)
@@ -198,52 +225,44 @@ def stamp(nanoseconds: int) -> bytes:
 def times(duration_ms: float | None) -> bytes:
     """``start_time``, and with a duration ``end_time``, of what ends now."""
     now = time.time_ns()
+    end = b"%d" % now
     if duration_ms is None:
-        return b'"start_time":"%b"' % stamp(now)
-    start = max(now - int(duration_ms * 1e6), 0) if duration_ms * 1e6 < now else 0
-    return b'"start_time":"%b","end_time":"%b"' % (stamp(start), stamp(now))
-
-
-def _plain_message(values: tuple[Any, ...]) -> bool:
-    """Whether every value has exactly its column's type, and is small enough to encode at once."""
-    if values[2:8] != _NO_EXTRAS[:6]:
-        for text in values[2:8]:
-            if text is not None and type(text) is not str:
-                return False
-    if values[8:15] != _NO_EXTRAS[:7]:
-        for count in values[8:13]:
-            if count is not None and not _is_count(count):
-                return False
-        cost, duration = values[13:15]
-        if cost is not None and not (type(cost) in (float, int) and cost - cost == 0):
-            return False
-        if duration is not None and not _is_duration(duration):
-            return False
-    content, attributes = values[1], values[16]
-    if attributes is not None and type(attributes) is not dict:
-        return False
-    return _weigh_all((content, values[15], attributes)) >= 0
+        return b'"start_time":"%b.%b"' % (end[:-9], end[-9:])
+    # Ten digits at least, for what took longer than there is time.
+    start = b"%010d" % (now - int(min(duration_ms * 1e6, now)))
+    return b'"start_time":"%b.%b","end_time":"%b.%b"' % (
+        start[:-9],
+        start[-9:],
+        end[:-9],
+        end[-9:],
+    )
 
 
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value <= MAX_INTEGER
 
 
+def _is_amount(value: object) -> bool:
+    return (type(value) is float and value - value == 0.0) or (
+        type(value) is int and -MAX_INTEGER <= value <= MAX_INTEGER
+    )
+
+
 def _is_duration(value: object) -> bool:
     return (type(value) is float or type(value) is int) and 0 <= value < math.inf
 
 
-def _weigh_all(values: tuple[object, ...]) -> int:
+def _weigh_all(first: Any, second: Any = None, third: Any = None) -> int:
     """What is left of the budget after these columns; negative if the slow path must look.
 
     Only None, text, list and dict stand in such a column as they are.
     """
     left = _BUDGET
-    for value in values:
+    for value in (first, second, third):
         if value is not None:
-            kind = type(value)
+            kind = type(value)  # pyright: ignore[reportUnknownVariableType]
             if kind is str:
-                left -= len(cast("str", value))
+                left -= len(value)
             elif kind is dict or kind is list:
                 left = _weigh(value, left, MAX_DEPTH)
             else:
@@ -253,23 +272,24 @@ def _weigh_all(values: tuple[object, ...]) -> int:
     return left
 
 
-def _weigh(value: Any, left: int, depth: int) -> int:
+def _weigh(value: object, left: int, depth: int) -> int:
     """``_weigh_all`` for one container: nothing but plain JSON in it, and little enough."""
-    left -= _NODE * len(value)
+    items: Any = value
+    left -= _NODE * len(items)
     if left < 0 or not depth:
         return -1
     if type(value) is dict:
-        for key in value:
+        for key in items:
             if type(key) is not str:
                 return -1
             left -= len(key)
-        value = value.values()
-    for item in value:
-        kind = type(item)
+        items = items.values()
+    for item in items:
+        kind = type(item)  # pyright: ignore[reportUnknownVariableType]
         if kind is str:
             left -= len(item)
         elif kind is float:
-            if item - item != 0.0:
+            if not _is_amount(item):
                 return -1
         elif kind is dict or kind is list:
             left = _weigh(item, left, depth - 1)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from datetime import date, datetime, time
 from enum import Enum
 from itertools import islice
 from typing import Any, Final, TypeVar, cast
@@ -60,6 +59,12 @@ _TIGHT: Final = (64 << 10, 256 << 10)
 _MAX_DIGITS: Final = 4000
 
 
+# A subclass may have methods of its own; these are the interpreter's.
+_dict_items: Final[Callable[[Any], Any]] = dict[Any, Any].items
+_dict_len: Final[Callable[[Any], int]] = dict[Any, Any].__len__
+_SEQUENCES: Final[tuple[Any, ...]] = (list, tuple, set, frozenset)
+
+
 class Cleaner:
     """Cleans the values of one row, within one budget, and collects the notes."""
 
@@ -71,6 +76,14 @@ class Cleaner:
         self._room = room
         self._nodes = MAX_NODES
         self._path: set[int] = set()
+
+    def column(self, clean: Callable[[Cleaner, object], Any], value: object) -> Any:
+        """One column's value. Whatever went wrong with it, the rest of the row is kept."""
+        try:
+            return clean(self, value)
+        except Exception:
+            self.marks.add("object")
+            return None
 
     def json(self, value: object, depth: int = 0) -> Any:
         """Any value as plain JSON: None, bool, int, float, str, list, dict."""
@@ -97,7 +110,7 @@ class Cleaner:
         try:
             if issubclass(kind, dict):
                 return self._dict(cast("dict[Any, Any]", value), depth)
-            if issubclass(kind, list | tuple | set | frozenset):
+            if issubclass(kind, _SEQUENCES):
                 return self._list(cast("list[Any]", value), depth)
             self.marks.add("object")
             return self.json(self._plain(value), depth + 1)
@@ -221,7 +234,7 @@ class Cleaner:
 
     def _dict(self, value: dict[Any, Any], depth: int) -> dict[str, Any]:
         clean: dict[str, Any] = {}
-        for key, inner in self._first(lambda: dict.items(value), dict.__len__(value)):
+        for key, inner in self._first(lambda: _dict_items(value), _dict_len(value)):
             name = self._key(key)
             if name in clean:
                 name = f"{name}~{len(clean)}"
@@ -229,8 +242,7 @@ class Cleaner:
         return clean
 
     def _list(self, value: Any, depth: int) -> list[Any]:
-        bases = (list, tuple, set, frozenset)
-        base = next(base for base in bases if issubclass(type(value), base))
+        base = next(base for base in _SEQUENCES if issubclass(type(value), base))
         items = self._first(lambda: base.__iter__(value), base.__len__(value))
         return [self.json(inner, depth + 1) for inner in items]
 
@@ -266,12 +278,12 @@ class Cleaner:
             return f"<{type(value).__name__}>"
 
     def _convert(self, value: Any) -> object:
-        kind = type(value)
+        kind: Any = cast("Any", type(value))
         if issubclass(kind, bytes | bytearray):
             if len(value) > self._string:
                 self.marks.add("truncated")
             return bytes(value[: self._string]).decode("utf-8", "backslashreplace")
-        if issubclass(kind, datetime | date | time):
+        if hasattr(kind, "isoformat"):
             return value.isoformat()
         if issubclass(kind, Enum):
             return value.value
@@ -313,11 +325,11 @@ def _storable(
     given: dict[str, Any], clean: dict[str, Callable[[Cleaner, object], Any]]
 ) -> tuple[dict[str, Any], set[str]]:
     cleaner = Cleaner()
-    row = {name: clean[name](cleaner, value) for name, value in given.items()}
+    row = {name: cleaner.column(clean[name], value) for name, value in given.items()}
     if len(encode(row)) > MAX_LINE:
         # Escapes take six bytes for one: again, with room for that.
         cleaner = Cleaner(*_TIGHT)
-        row = {name: clean[name](cleaner, value) for name, value in given.items()}
+        row = {name: cleaner.column(clean[name], value) for name, value in given.items()}
     return row, cleaner.marks
 
 

@@ -6,13 +6,15 @@ for nothing.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from time import time_ns
 from typing import Any, Final
 
-from ._ids import new_span_id
+from msgspec.structs import astuple
+
+from . import _ids
 from ._rows import event_body, grade_body, labels, message_body, times, tool_body
-from ._sanitize import encode, storable_text
+from ._sanitize import MAX_STRING, encode, storable_text
 from ._scope import Scope
 from .errors import InvalidType
 from .records import Event, Grade, Message, ToolExecution
@@ -26,18 +28,33 @@ _message_labels: Final = {
     role: labels("message", f"message.{role}") for role in ("user", "assistant", "system", "tool")
 }
 
+_NO_EXTRAS: Final = (None,) * (len(Message.__struct_fields__) - 2)
+
 _ROW: Final = b'%b,"seq":%d,"span_id":"%b",%b,%b,"turn_index":%d,"intra_index":%d%b%b\n'
 
 
 def _write_message(scope: Scope, message: Message) -> None:
-    message, body, notes, bare = message_body(message)
+    bare, body, notes = False, b"", b""
+    try:
+        # Most messages are a role and a text. One look at all other fields finds that out.
+        values = astuple(message)
+        if values[2:] == _NO_EXTRAS:
+            role, content = values[:2]
+            if type(content) is str and len(content) <= MAX_STRING and type(role) is str:
+                body = encode(message)
+                bare = len(body) <= MAX_STRING
+    except Exception:
+        # A lone surrogate in the text, or a value that cannot even be compared.
+        pass
+    if not bare:
+        message, body, notes = message_body(message)
     rollout = scope.rollout
     role = message.role
     label = _message_labels.get(role) or labels("message", f"message.{role}")
     seq = rollout.next_seq()
     if bare or message.grader_name is None:
-        # Several threads may be in here at once. The interpreter switches between them at calls
-        # and at the end of loops, and there is neither up to the end of these assignments.
+        # Several threads may be in here at once, but not between these assignments: there is no
+        # call and no loop among them (see ``_rollout``).
         if rollout.answered and (role == "user" or role == "assistant" or role == "system"):
             rollout.answered = False
             rollout.next_intra = 0
@@ -49,31 +66,32 @@ def _write_message(scope: Scope, message: Message) -> None:
         if role == "assistant":
             rollout.answered = True
             rollout.turns += 1
-        if bare:
-            now = b"%d" % time.time_ns()
-            scope.append(
-                b'%b,"seq":%d,"span_id":"%b","start_time":"%b.%b",%b,'
-                b'"turn_index":%d,"intra_index":%d,%b\n'
-                % (
-                    scope.prefix,
-                    seq,
-                    new_span_id(),
-                    now[:-9],
-                    now[-9:],
-                    label,
-                    turn,
-                    intra,
-                    body[1:],
-                )
-            )
-            return
     else:
         turn = rollout.turn
         intra = rollout.intra
         grader = f"grader.{message.grader_name}"
         label = labels(grader, grader)
+    if bare:
+        now = b"%d" % time_ns()
+        scope.append(
+            b'%b,"seq":%d,"span_id":"%b","start_time":"%b.%b",%b,'
+            b'"turn_index":%d,"intra_index":%d,%b\n'
+            % (
+                scope.prefix,
+                seq,
+                _ids.new_span_id(),
+                now[:-9],
+                now[-9:],
+                label,
+                turn,
+                intra,
+                body[1:],
+            )
+        )
+        return
     rollout.add_usage(message)
-    _append(scope, seq, new_span_id(), message.duration_ms, label, turn, intra, notes, body)
+    span_id = _ids.new_span_id()
+    _append(scope, seq, span_id, message.duration_ms, label, turn, intra, notes, body)
 
 
 def _write_tool(scope: Scope, tool: ToolExecution) -> None:
@@ -86,7 +104,7 @@ def _write_tool(scope: Scope, tool: ToolExecution) -> None:
     label = labels("tool", f"tool.{tool.name}")
     turn, intra = rollout.turn, rollout.intra
     seq = rollout.next_seq()
-    _append(scope, seq, new_span_id(), tool.duration_ms, label, turn, intra, notes, body)
+    _append(scope, seq, _ids.new_span_id(), tool.duration_ms, label, turn, intra, notes, body)
 
 
 def _write_grade(scope: Scope, grade: Grade) -> None:
@@ -95,7 +113,7 @@ def _write_grade(scope: Scope, grade: Grade) -> None:
     grader = rollout.grader_of(grade)
     label = labels("grade", f"grade.{grader}" if grader else "grade")
     turn, intra = rollout.turn, rollout.intra
-    seq, span_id = rollout.next_seq(), new_span_id()
+    seq, span_id = rollout.next_seq(), _ids.new_span_id()
     _append(scope, seq, span_id, grade.duration_ms, label, turn, intra, notes, body)
     rollout.add_grade(span_id, seq, grade)
 
@@ -108,7 +126,7 @@ def _write_event(scope: Scope, event: Event) -> None:
     turn, intra = rollout.turn, rollout.intra
     seq = rollout.next_seq()
     label = b'"kind":"event"'
-    _append(scope, seq, new_span_id(), event.duration_ms, label, turn, intra, notes, body)
+    _append(scope, seq, _ids.new_span_id(), event.duration_ms, label, turn, intra, notes, body)
 
 
 def _append(

@@ -23,7 +23,7 @@ __all__ = [
     "TraceMeta",
 ]
 
-MISSING: Final[Any] = type("MISSING", (), {"__repr__": lambda _: "MISSING", "__slots__": ()})()
+MISSING: Final[Any] = msgspec.UNSET
 """Stands for a required field that was not given; ``log()`` refuses it by the field's name."""
 
 Phase: TypeAlias = Literal["train", "eval", "prod"]

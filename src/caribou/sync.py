@@ -27,7 +27,6 @@ from . import (
     ToolExecution,
     TraceMeta,
     __version__,
-    _api,
     _runtime,
     add_meta,
     add_tags,
@@ -42,6 +41,7 @@ from . import (
     set_turn_index,
     stats,
 )
+from ._api import active, captured, scope_for_span, skip_reason
 from ._managers import NullRecorder, SpanManager, TraceManager
 from ._meta import check_meta
 from ._rollout import Recorder
@@ -88,8 +88,8 @@ class Trace(TraceManager):
     """What ``trace_run`` returns: ``with`` it."""
 
     def __enter__(self) -> str:
-        recorder = _api.captured() or _recorder()
-        skipped = _api.skip_reason(recorder, self.trace_id)
+        recorder = captured() or _recorder()
+        skipped = skip_reason(recorder, self.trace_id)
         return self._open(recorder, skipped, calling_frame(1))
 
     def __exit__(
@@ -105,7 +105,7 @@ class Span(SpanManager):
     """What ``span`` returns: ``with`` it."""
 
     def __enter__(self) -> None:
-        parent = _api.scope_for_span(depth=2)
+        parent = scope_for_span(depth=2)
         if parent is not None:
             self._open(parent, calling_frame(1))
 
@@ -126,7 +126,7 @@ def trace_run(meta: TraceMeta | Mapping[str, object]) -> Trace:
         InvalidValue: a key is missing or unknown, or a value is outside what its key allows.
         ConfigurationError: a variable of the environment has a value that cannot work.
     """
-    return Trace(check_meta(meta, _api.active()))
+    return Trace(check_meta(meta, active()))
 
 
 def span(name: str, *, kind: str = "span", attributes: Mapping[str, object] | None = None) -> Span:
@@ -141,16 +141,16 @@ def span(name: str, *, kind: str = "span", attributes: Mapping[str, object] | No
 
 def flush(timeout: float = 5.0) -> FlushResult:
     """As :func:`caribou.flush`, blocking for at most ``timeout`` seconds."""
-    capture = _api.captured()
+    capture = captured()
     return capture.result() if capture is not None else _runtime.flush_blocking(timeout)
 
 
 def shutdown(timeout: float = 10.0) -> FlushResult:
     """As :func:`caribou.shutdown`, blocking for at most ``timeout`` seconds."""
-    capture = _api.captured()
+    capture = captured()
     return capture.result() if capture is not None else _runtime.shutdown_blocking(timeout)
 
 
 def _recorder() -> Recorder:
-    settings = _api.active()
+    settings = active()
     return NullRecorder(settings) if settings.disabled else _runtime.current()
