@@ -94,6 +94,8 @@ def _head(trace: Row) -> Iterator[_Line]:
 def _body(spans: list[Row]) -> Iterator[_Line]:
     depths = _depths(spans)
     turn: int | None = None
+    # What was shown by the id of the call: agent loops log the same text more than once.
+    calls: dict[str, Any] = {}
     results: dict[str, str] = {}
     for span in spans:
         if span["turn_index"] != turn:
@@ -105,8 +107,10 @@ def _body(spans: list[Row]) -> Iterator[_Line]:
         kind = span["kind"]
         if kind == "message" or kind.startswith("grader."):
             yield from _message(span, depth, marks, results)
+            calls |= _calls_by_id(span["tool_calls"])
         elif kind == "tool":
-            yield from _tool(span, depth, marks)
+            shown = calls.get(span["tool_call_id"])
+            yield from _tool(span, depth, marks, arguments_shown=shown)
             if span["tool_call_id"] and span["result"] is not None:
                 results[span["tool_call_id"]] = span["result"]
         elif kind == "grade":
@@ -132,7 +136,6 @@ def _message(span: Row, depth: int, marks: list[str], results: dict[str, str]) -
     if role == "tool":
         name = span["tool_name"]
         if results.get(span["tool_call_id"]) == content:
-            # Agent loops log what a tool returned and then show the model the same text.
             yield _Line("tool message", "dim", "the result above", depth=depth)
             return
         title = f"tool message {name}".strip()
@@ -142,7 +145,7 @@ def _message(span: Row, depth: int, marks: list[str], results: dict[str, str]) -
         yield _Line(body=f"→ {call}", body_style="yellow", depth=depth)
 
 
-def _tool(span: Row, depth: int, marks: list[str]) -> Iterator[_Line]:
+def _tool(span: Row, depth: int, marks: list[str], *, arguments_shown: Any) -> Iterator[_Line]:
     failed = bool(span["error"]) or span["status"] == "ERROR"
     asked = span["requestor"] if span["requestor"] not in ("", "agent") else ""
     details = [f"asked by {asked}" if asked else "", *_usage(span), *marks]
@@ -150,7 +153,10 @@ def _tool(span: Row, depth: int, marks: list[str]) -> Iterator[_Line]:
         details.insert(0, "failed")
     style = "bold red" if failed else "bold yellow"
     title = f"tool {span['tool_name']}"
-    yield _Line(title, style, _join(details), _readable(span["arguments"] or ""), "dim", depth)
+    arguments = span["arguments"]
+    if arguments_shown is not None and _parsed(arguments) == arguments_shown:
+        arguments = ""
+    yield _Line(title, style, _join(details), _readable(arguments), "dim", depth)
     if span["error"]:
         yield _Line(body=f"✗ {span['error']}", body_style="red", depth=depth)
     if span["result"] is not None:
@@ -195,10 +201,20 @@ def _usage(span: Row) -> list[str]:
 
 def _tool_calls(text: str) -> Iterator[str]:
     for call in _parsed_list(text):
-        function = _dict(_dict(call).get("function", call))
+        function = _function(call)
         arguments = function.get("arguments", "")
         shown = arguments if isinstance(arguments, str) else _compact(arguments)
         yield f"{function['name']} {shown}" if function.get("name") else _compact(call)
+
+
+def _calls_by_id(text: str) -> dict[str, Any]:
+    """The arguments of each call that has an id."""
+    calls = ((_dict(call).get("id"), _function(call)) for call in _parsed_list(text))
+    return {key: _parsed(call.get("arguments")) for key, call in calls if isinstance(key, str)}
+
+
+def _function(call: Any) -> dict[str, Any]:
+    return _dict(_dict(call).get("function", call))
 
 
 def _content(span: Row) -> str:
@@ -214,11 +230,16 @@ def _content(span: Row) -> str:
 
 
 def _parsed_list(text: str) -> list[Any]:
+    value = _parsed(text)
+    return cast("list[Any]", value) if isinstance(value, list) else []
+
+
+def _parsed(value: Any) -> Any:
+    """What JSON text holds; anything else as it is."""
     try:
-        value = json.loads(text or "[]")
-    except ValueError:
-        return []
-    return cast("list[Any]", value) if isinstance(value, list) else [value]
+        return json.loads(value)
+    except (ValueError, TypeError, RecursionError):
+        return value
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -106,25 +106,10 @@ def print_table(columns: Sequence[Column], rows: Sequence[Row], *, json: bool) -
 
 def _print_rich(columns: Sequence[Column], rows: Sequence[Row]) -> None:
     from rich import box
-    from rich.cells import cell_len
     from rich.table import Table
 
     out = console()
     cells = {c.key: [_rich_cell(c, row.get(c.key)) for row in rows] for c in columns}
-    natural = {
-        c.key: max(cell_len(text) for text in (c.title, *(cell.plain for cell in cells[c.key])))
-        for c in columns
-    }
-    needed = {
-        c.key: min(natural[c.key], 1 << 16 if c.width is None else max(_CUT_TO, len(c.title)))
-        for c in columns
-    }
-    shown = [c for c in columns if not c.leave_out or any(map(_worth, cells[c.key]))]
-    while sum(needed[c.key] + 2 for c in shown) - 2 > out.width:
-        first = min((c for c in shown if c.leave_out), key=lambda c: c.leave_out, default=None)
-        if first is None:
-            break
-        shown.remove(first)
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -133,18 +118,47 @@ def _print_rich(columns: Sequence[Column], rows: Sequence[Row]) -> None:
         collapse_padding=True,
         header_style="bold",
     )
-    for column in shown:
-        table.add_column(
-            column.title,
-            justify="right" if column.right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=needed[column.key],
-            max_width=column.width,
-        )
+    widths = _widths(columns, cells, out.width)
+    for column in columns:
+        if column.key in widths:
+            table.add_column(
+                column.title,
+                justify="right" if column.right else "left",
+                no_wrap=True,
+                overflow="ellipsis",
+                width=widths[column.key],
+            )
     for i in range(len(rows)):
-        table.add_row(*(cells[column.key][i] for column in shown))
+        table.add_row(*(cells[key][i] for key in widths))
     out.print(table)
+
+
+def _widths(columns: Sequence[Column], cells: dict[str, list[Text]], room: int) -> dict[str, int]:
+    """The columns to show in ``room`` characters, and how wide each is."""
+    from rich.cells import cell_len
+
+    widths: dict[str, int] = {}
+    wanted: dict[str, int] = {}
+    for c in columns:
+        if c.leave_out and not any(map(_worth, cells[c.key])):
+            continue
+        natural = max(cell_len(text) for text in (c.title, *(t.plain for t in cells[c.key])))
+        wanted[c.key] = natural if c.width is None else min(natural, max(c.width, len(c.title)))
+        widths[c.key] = wanted[c.key] if c.width is None else min(wanted[c.key], _CUT_TO)
+    for rank in sorted({c.leave_out for c in columns if c.leave_out}):
+        if _spare(widths, room) >= 0:
+            break
+        for column in columns:
+            if column.leave_out == rank:
+                widths.pop(column.key, None)
+    # What is left over goes to the texts that were cut.
+    for key in widths:
+        widths[key] += max(0, min(wanted[key] - widths[key], _spare(widths, room)))
+    return widths
+
+
+def _spare(widths: dict[str, int], room: int) -> int:
+    return room - sum(width + 2 for width in widths.values()) + 2
 
 
 def _worth(cell: Text) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import jmespath
-import msgspec
 from jmespath.exceptions import JMESPathError
 
 from ..errors import InvalidValue
@@ -103,7 +103,7 @@ class Expressions:
         if self._score is None:
             return None
         score = self._score.find(item)
-        if score is None:
+        if score is None or score != score:
             return None
         if not isinstance(score, int | float) or not 0 <= score <= 1:
             raise InvalidValue(
@@ -154,15 +154,16 @@ def _items(path: Path) -> Iterator[Any]:
 
 
 def _decode(path: Path, line: int, data: bytes) -> Any:
+    # The standard library's reader takes what Python programs write: NaN, lone surrogates.
     try:
-        return msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
         where = f"{path}, line {line}" if line else str(path)
         raise InvalidValue(f"{where} is not JSON: {error}") from None
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _kind(value: Any) -> str:
@@ -170,5 +171,5 @@ def _kind(value: Any) -> str:
         return "a list" if value else "an empty list"
     if isinstance(value, dict):
         return "an object"
-    shown = msgspec.json.encode(value).decode()
+    shown = json.dumps(value)
     return shown if len(shown) <= 40 else f"{shown[:40]}…"

@@ -1,0 +1,183 @@
+"""``caribou import``: rollouts of other tools' files, through the public API, into the store."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commandline import caribou, refused
+
+pytest.importorskip("chdb", reason="the embedded engine is not installed")
+
+CALLS = [
+    {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "sky"}'}},
+    {"id": "c2", "type": "function", "function": {"name": "walk", "arguments": '{"to": "hut"}'}},
+]
+MESSAGES: list[dict[str, Any]] = [
+    {"role": "system", "content": "Be an elk."},
+    {"role": "user", "content": "Where are you?"},
+    {"role": "assistant", "content": None, "tool_calls": CALLS},
+    {"role": "tool", "tool_call_id": "c2", "name": "walk", "content": "arrived"},
+    {"role": "tool", "tool_call_id": "c1", "content": "blue"},
+    {"role": "assistant", "content": [{"type": "text", "text": "In the hut."}], "refusal": None},
+    {"role": "user", "content": "Still?", "mood": "curious"},
+    {"role": "assistant", "content": "Yes. \u2028 \U0001f98c"},
+]
+
+
+def item(number: int, **more: Any) -> dict[str, Any]:
+    return {"task": {"id": number}, "log": MESSAGES, "reward": number % 2, "try": 3, **more}
+
+
+def options(run: str = "r") -> tuple[str, ...]:
+    return (
+        *("--messages", "log", "--datapoint", "task.id"),
+        *("--run", run, "--env", "tundra", "--model", "elk-1"),
+    )
+
+
+def write(path: Path, *items: Any, lines: bool = False) -> str:
+    text = "\n".join(json.dumps(i) for i in items) if lines else json.dumps(list(items), indent=2)
+    path.write_text(text)
+    return str(path)
+
+
+def spans(home: Path, columns: str, condition: str = "1") -> list[dict[str, Any]]:
+    sql = f"SELECT {columns} FROM spans WHERE {condition} ORDER BY datapoint_id, seq"
+    return caribou("sql", sql, "--json", home=home).objects
+
+
+def test_every_message_arrives_as_it_was(tmp_path: Path) -> None:
+    source = write(tmp_path / "one.json", item(7))
+    answer = caribou("import", source, *options(), home=tmp_path)
+    assert answer.code == 0, answer.err
+    assert "1 rollouts (8 messages, 2 tool executions, 0 grades)" in answer.out
+    exported = json.loads(caribou("export", home=tmp_path).out)
+    expected = [{k: v for k, v in m.items() if k in _KEPT} for m in MESSAGES]
+    assert exported["messages"] == expected
+    assert (exported["datapoint_id"], exported["run_id"]) == ("7", "r")
+    assert (exported["env_name"], exported["model_name"]) == ("tundra", "elk-1")
+    assert (exported["phase"], exported["status"]) == ("eval", "COMPLETED")
+    [kept] = spans(tmp_path, "attributes", "content = 'Still?'")
+    assert kept == {"attributes": {"mood": "curious"}}
+
+
+_KEPT = {"role", "content", "tool_calls", "tool_call_id", "name"}
+
+
+def test_a_tool_message_is_the_execution_of_its_call_too(tmp_path: Path) -> None:
+    source = write(tmp_path / "one.json", item(7))
+    assert caribou("import", source, *options(), home=tmp_path).code == 0
+    rows = spans(tmp_path, "kind, tool_name, tool_call_id, arguments, result, turn_index")
+    assert [row["kind"] for row in rows] == [
+        *("message", "message", "message", "tool", "message", "tool", "message"),
+        *("message", "message", "message"),
+    ]
+    assert rows[3] == {
+        "kind": "tool",
+        "tool_name": "walk",
+        "tool_call_id": "c2",
+        "arguments": '{"to": "hut"}',
+        "result": "arrived",
+        "turn_index": 0,
+    }
+    # The second tool message does not name its tool: the call does.
+    assert (rows[5]["tool_name"], rows[5]["arguments"]) == ("look", '{"at": "sky"}')
+    assert [row["turn_index"] for row in rows] == [0, 0, 0, 0, 0, 0, 0, 1, 2, 2]
+
+
+def test_scores_trials_and_metadata(tmp_path: Path) -> None:
+    source = write(
+        tmp_path / "a.json",
+        item(1, reward=0.25),
+        item(2, reward=None),
+        item(3),
+        item(4, reward=math.nan),
+    )
+    answer = caribou(
+        *("import", source, *options(), "--score", "reward", "--trial", "try"),
+        *("--meta", "kind=log[0].role", "--meta", "absent=nowhere", "--json"),
+        home=tmp_path,
+    )
+    [summary] = answer.objects
+    assert (summary["rollouts"], summary["grades"], summary["pending"]) == (4, 2, 0)
+    sql = "SELECT score, metadata FROM traces ORDER BY datapoint_id"
+    rows = caribou("sql", sql, "--json", home=tmp_path).objects
+    assert [row["score"] for row in rows] == [0.25, None, 1, None]
+    assert rows[0]["metadata"] == {"kind": "system", "trial": "3"}
+
+
+def test_jsonl_arrays_and_single_objects_alike(tmp_path: Path) -> None:
+    array = write(tmp_path / "array.json", item(1), item(2))
+    lines = write(tmp_path / "lines.jsonl", item(3), item(4), lines=True)
+    single = tmp_path / "single.json"
+    single.write_text(json.dumps(item(5), indent=1))
+    answer = caribou("import", array, lines, str(single), *options(), "--json", home=tmp_path)
+    assert answer.objects[0]["rollouts"] == 5
+    found = spans(tmp_path, "DISTINCT datapoint_id")
+    assert {row["datapoint_id"] for row in found} == {"1", "2", "3", "4", "5"}
+
+
+def test_importing_again_makes_new_traces(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.json", item(1), item(2))
+    for _ in range(2):
+        assert caribou("import", source, *options(), home=tmp_path).code == 0
+    assert len(caribou("traces", "--json", home=tmp_path).objects) == 4
+
+
+def test_many_rollouts_at_once(tmp_path: Path) -> None:
+    source = write(tmp_path / "many.json", *(item(n) for n in range(300)))
+    answer = caribou("import", source, *options(), "--score", "reward", "--json", home=tmp_path)
+    assert answer.objects[0]["messages"] == 300 * len(MESSAGES)
+    sql = "SELECT count() AS n, uniqExact(trace_id) AS traces FROM spans WHERE kind = 'message'"
+    assert caribou("sql", sql, "--json", home=tmp_path).objects == [
+        {"n": 300 * len(MESSAGES), "traces": 300}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "says"),
+    [
+        (None, (), "missing.json"),
+        ("", (), "holds no rollouts"),
+        ("  \n ", (), "holds no rollouts"),
+        ("[]", (), "holds no rollouts"),
+        ("[{]", (), "not JSON"),
+        ('{"task": {"id": 1}, "log": [{"role": "user"}]}\nnonsense', (), "line 2 is not JSON"),
+        ("[5]", (), "item 1"),
+        ('[{"task": {"id": 1}}]', (), "--messages 'log'"),
+        ('[{"task": {"id": 1}, "log": []}]', (), "--messages 'log'"),
+        ('[{"task": {"id": 1}, "log": ["hi"]}]', (), "no role"),
+        ('[{"log": [{"role": "user"}]}]', (), "--datapoint 'task.id'"),
+        ("OK", ("--messages", "log[?"), "--messages 'log[?'"),
+        ("OK", ("--score", "length(reward)"), "--score"),
+        ("OK", ("--score", "log"), "not a number from 0 to 1"),
+        ("OK", ("--score", "task.id"), "not a number from 0 to 1"),
+        ("OK", ("--meta", "oops"), "NAME=EXPR"),
+        ("OK", ("--phase", "night"), "night"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_records_nothing(
+    tmp_path: Path, content: str | None, more: tuple[str, ...], says: str
+) -> None:
+    path = tmp_path / "missing.json"
+    if content is not None:
+        # The last item is the bad one: those before it must not be recorded either.
+        path.write_text(json.dumps([item(0), item(7)]) if content == "OK" else content)
+    home = tmp_path / "home"
+    sentence = refused(caribou("import", str(path), *options(), *more, home=home))
+    assert says in sentence
+    assert not list(home.rglob("*.ndjson"))
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    assert "cannot be read" in refused(caribou("import", str(tmp_path), *options(), home=tmp_path))
+
+
+def test_nothing_is_imported_where_nothing_is_recorded(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.json", item(1))
+    answer = caribou("import", source, *options(), home=tmp_path, CARIBOU_DISABLED="1")
+    assert "CARIBOU_DISABLED" in refused(answer)
