@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import statistics
 import sys
@@ -69,6 +70,7 @@ async def run_side(name: str, scenario: Scenario, seconds: float) -> dict[str, f
     side = make(name)
     await run_agents(side, scenario, contents, 0.5)
     await asyncio.sleep(1)
+    gc.collect()  # as in hot_path.py
     memory = PeakMemory()
     cpu = time.process_time()
     lags: array[float]

@@ -108,20 +108,21 @@ def expected_messages(chat: Chat) -> list[tuple[Any, ...]]:
 
 
 def expected_tools(chat: Chat) -> list[tuple[Any, ...]]:
-    """What ``spans`` must say of a chat's tool executions: at the place of the message before."""
-    functions = {call["id"]: call["function"] for m in chat for call in m.get("tool_calls") or ()}
+    """What ``spans`` must say of a chat's tool executions: at the place of the message before.
+
+    Ids of calls repeat within a chat: the latest call before the answer is meant.
+    """
     turns = turns_of(chat)
-    return [
-        (
-            message["name"],
-            message["tool_call_id"],
-            functions[message["tool_call_id"]]["arguments"],
-            message["content"],
-            *turns[at - 1],
-        )
-        for at, message in enumerate(chat)
-        if message["role"] == "tool"
-    ]
+    arguments: dict[str, str] = {}
+    tools: list[tuple[Any, ...]] = []
+    for at, message in enumerate(chat):
+        for call in message.get("tool_calls") or ():
+            arguments[call["id"]] = call["function"]["arguments"]
+        if message["role"] == "tool":
+            call_id = message["tool_call_id"]
+            place = turns[at - 1]
+            tools.append((message["name"], call_id, arguments[call_id], message["content"], *place))
+    return tools
 
 
 def check(rollouts: dict[str, Rollout], run: str) -> list[str]:
@@ -129,8 +130,11 @@ def check(rollouts: dict[str, Rollout], run: str) -> list[str]:
     differences: list[str] = []
 
     def compare(what: str, seen: object, wanted: object) -> None:
-        if seen != wanted:
-            differences.append(f"{what}: {seen!r:.300}, but should be {wanted!r:.300}")
+        if isinstance(seen, list) and isinstance(wanted, list) and len(seen) == len(wanted):
+            for at, (one, other) in enumerate(zip(seen, wanted, strict=True)):
+                compare(f"{what} [{at}]", one, other)
+        elif seen != wanted:
+            differences.append(f"{what}: {seen!r:.500}, but should be {wanted!r:.500}")
 
     spans: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in sql(
@@ -197,7 +201,8 @@ def check_traces(rollouts: dict[str, Rollout], run: str, compare: Any) -> None:
         wanted = (str(rollout["task_id"]), "COMPLETED", rollout["reward"], str(rollout["trial"]))
         compare(f"summary of {row['trace_id']}", seen, wanted)
         counted = tuple(int(row[name]) for name in ("turns", "messages", "tool_calls"))
-        wanted_counts = (turns_of(chat)[-1][0] + 1, len(chat), len(expected_tools(chat)))
+        answers = sum(message["role"] == "assistant" for message in chat)
+        wanted_counts = (answers, len(chat), len(expected_tools(chat)))
         compare(f"totals of {row['trace_id']}", counted, wanted_counts)
     scores = sql(f"SELECT trace_id, score FROM scores WHERE run_id = '{run}'")
     wanted_scores = sorted((trace_id, rollout["reward"]) for trace_id, rollout in rollouts.items())
