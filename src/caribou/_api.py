@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol
 
@@ -28,13 +29,14 @@ __all__ = [
     "active",
     "add_meta",
     "add_tags",
-    "capture_with",
+    "captured",
     "configure",
     "current_trace_id",
     "flush",
     "increment_intra",
     "increment_turn",
     "log",
+    "recording_with",
     "scope_for_span",
     "set_error",
     "set_intra_index",
@@ -70,10 +72,14 @@ class _State:
     """What ``configure()`` was given, the settings in force once something needed them, a capture
     that stands in for the runtime, and the places already warned of."""
 
-    given: Mapping[str, object] = {}
-    settings: Settings | None = None
-    capture: Capturing | None = None
-    sites: Final[set[tuple[str, int]]] = set()
+    def __init__(self, capture: Capturing | None = None) -> None:
+        self.given: Mapping[str, object] = {}
+        self.settings: Settings | None = None
+        self.capture = capture
+        self.sites: set[tuple[str, int]] = set()
+
+
+_state = _State()
 
 
 def configure(
@@ -130,11 +136,11 @@ def configure(
     """
     arguments = dict(locals())
     given = {name: value for name, value in arguments.items() if value is not None}
-    merged = {**_State.given, **given}
-    settings = from_environment(merged)
-    _State.given = merged
-    _State.settings = settings
-    if _State.capture is None:
+    merged = {**_state.given, **given}
+    settings = _read(merged)
+    _state.given = merged
+    _state.settings = settings
+    if _state.capture is None:
         _runtime.reconfigure(settings)
 
 
@@ -144,18 +150,27 @@ def active() -> Settings:
     Raises:
         ConfigurationError: a variable of the environment has a value that cannot work.
     """
-    if _State.settings is None:
-        _State.settings = from_environment(_State.given)
-        if _State.capture is None:
-            _runtime.reconfigure(_State.settings)
-    return _State.settings
+    if _state.settings is None:
+        _state.settings = _read(_state.given)
+        if _state.capture is None:
+            _runtime.reconfigure(_state.settings)
+    return _state.settings
 
 
-def capture_with(capture: Capturing | None, settings: Settings | None) -> None:
-    """Record with ``capture`` and no longer with the runtime, or with the runtime again."""
-    _State.capture = capture
-    _State.given = {}
-    _State.settings = settings
+def _read(given: Mapping[str, object]) -> Settings:
+    # What a test captures does not depend on the environment that the test runs in.
+    return from_environment(given, os.environ if _state.capture is None else {})
+
+
+@contextmanager
+def recording_with(capture: Capturing) -> Generator[None]:
+    """Record with ``capture`` instead of the runtime, under settings of its own."""
+    global _state
+    before, _state = _state, _State(capture)
+    try:
+        yield
+    finally:
+        _state = before
 
 
 class Trace(TraceManager):
@@ -164,8 +179,8 @@ class Trace(TraceManager):
     async def __aenter__(self) -> str:
         settings = active()
         recorder: Recorder
-        if _State.capture is not None:
-            recorder = _State.capture
+        if _state.capture is not None:
+            recorder = _state.capture
         elif settings.disabled:
             recorder = NullRecorder(settings)
         else:
@@ -256,7 +271,7 @@ def log(item: Record) -> None:
 def _log_carefully(item: Any) -> None:
     if type(item) not in WRITERS:
         item = base_record(item)
-    scope = _scope_for("log()", 1)
+    scope = _scope_for("log()", 2)
     if scope is None:
         return
     rollout = scope.rollout
@@ -405,8 +420,8 @@ async def flush(timeout: float = 5.0) -> FlushResult:
     Returns:
         What was delivered and what was not.
     """
-    if _State.capture is not None:
-        return _State.capture.result()
+    if _state.capture is not None:
+        return _state.capture.result()
     return await _runtime.flush(timeout)
 
 
@@ -422,21 +437,21 @@ async def shutdown(timeout: float = 10.0) -> FlushResult:
     Returns:
         What was delivered and what was not.
     """
-    if _State.capture is not None:
-        return _State.capture.result()
+    if _state.capture is not None:
+        return _state.capture.result()
     return await _runtime.shutdown(timeout)
 
 
 def stats() -> Stats:
     """How many rows were logged, delivered and dropped, per sink, and what is pending."""
-    if _State.capture is not None:
-        return _State.capture.stats()
+    if _state.capture is not None:
+        return _state.capture.stats()
     return _runtime.stats()
 
 
 def captured() -> Capturing | None:
     """What stands in for the runtime, if anything does."""
-    return _State.capture
+    return _state.capture
 
 
 def skip_reason(recorder: Recorder, trace_id: str) -> str | None:
@@ -463,14 +478,14 @@ def _scope_for(call: str, depth: int = 1) -> Scope | None:
     scope = settle()
     if scope is not None or active().disabled:
         return scope
-    if _State.capture is not None:
-        _State.capture.count_outside()
+    if _state.capture is not None:
+        _state.capture.count_outside()
     else:
         _runtime.count_outside()
     frame = calling_frame(depth + 1)
     site = (frame.f_code.co_filename, frame.f_lineno)
-    if site not in _State.sites and len(_State.sites) < _MAX_SITES:
-        _State.sites.add(site)
+    if site not in _state.sites and len(_state.sites) < _MAX_SITES:
+        _state.sites.add(site)
         message = f"{call} was called outside any trace_run, and recorded nothing"
         warnings.warn_explicit(message, RuntimeWarning, *site)
     return None

@@ -343,7 +343,8 @@ class Rollout:
             "score": self.score,
             "version": version,
         }
-        line = row(self._summary, columns | {"tags": self.tags, "metadata": self.metadata})
+        more = {"tags": self.tags or None, "metadata": self.metadata or None}
+        line = row(self._summary, columns | more)
         if len(line) > MAX_LINE:
             # They are all in their own tables.
             line = row(self._summary, columns)
