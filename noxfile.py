@@ -71,6 +71,7 @@ def demo(session: nox.Session) -> None:
     """Simulated rollouts on the embedded store, and what the command line makes of them."""
     install(session, package=".[local]")
     session.run("caribou", "demo", *session.posargs)
+    session.log(f"In this folder, `caribou` is {Path(session.bin, 'caribou')}")
 
 
 @nox.session
