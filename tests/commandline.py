@@ -54,6 +54,14 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return clean | {"CARIBOU_HOME": str(home), "TERM": "xterm-256color"} | more
 
 
+def without_engine(folder: Path) -> dict[str, str]:
+    """A variable that makes the embedded engine as good as not installed."""
+    # A module that cannot be imported stands before the real one.
+    (folder / "chdb.py").write_text("raise ImportError('not here')\n")
+    before = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder), before)))}
+
+
 def caribou(*arguments: str, home: Path, **env: str) -> Answer:
     """Run a command with its output in pipes."""
     process = subprocess.run(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import caribou, open_journal, refused, write_rows
+from commandline import caribou, open_journal, refused, without_engine, write_rows
 
 from caribou.errors import StoreError
 from caribou.store import require_read_only
@@ -137,10 +137,7 @@ def test_the_holder_of_the_store_is_named(tmp_path: Path) -> None:
 
 
 def test_without_the_engine_it_says_what_to_install(tmp_path: Path) -> None:
-    # A module that cannot be imported stands before the real one.
-    (tmp_path / "chdb.py").write_text("raise ImportError('not here')\n")
-    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
-    sentence = refused(caribou("runs", home=tmp_path / "home", PYTHONPATH=path))
+    sentence = refused(caribou("runs", home=tmp_path / "home", **without_engine(tmp_path)))
     assert "pip install 'caribou-trace[local]'" in sentence
 
 

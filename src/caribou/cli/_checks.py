@@ -93,7 +93,7 @@ def _server(settings: Settings) -> Iterator[Check]:
 
     with ServerStore(settings, timeout=_SERVER_SECONDS) as store:
         try:
-            version = store.rows("SELECT version() AS version")[0]["version"]
+            version = store.version()
         except CaribouError as error:
             yield Check(
                 "server",

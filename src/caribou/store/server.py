@@ -55,6 +55,14 @@ class ServerStore:
         """Where the rows are."""
         return f"ClickHouse server {self._reader.target}"
 
+    def version(self) -> str:
+        """The server's version; needs no database to be there.
+
+        Raises:
+            StoreError: the server refused or could not be reached.
+        """
+        return self._runner.run(self._reader.execute("SELECT version()")).decode().strip()
+
     def query(self, sql: str, parameters: Parameters | None = None, *, format: str) -> bytes:
         """See :meth:`caribou.store.Store.query`."""
 
