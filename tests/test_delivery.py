@@ -29,7 +29,6 @@ from caribou.sinks.base import (
     TooLarge,
 )
 
-
 pytestmark = pytest.mark.asyncio
 
 
@@ -55,6 +54,9 @@ class Backend:
         self.sizes: list[int] = []
         self.hold: asyncio.Event | None = None
         self.sending = asyncio.Event()
+
+    def load(self) -> None:
+        pass
 
     async def send(self, batch: Batch) -> None:
         self.sending.set()

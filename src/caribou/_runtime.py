@@ -64,6 +64,7 @@ class Runtime:
         self._refused_lock = threading.Lock()
         on_disk = settings.journal == "disk"
         sinks = _durable_sinks(settings)
+        self._sinks = [*sinks, *_watching_sinks(settings)]
         targets = {sink.name: sink.target for sink in sinks}
         root = settings.journal_dir if on_disk else None
         self.journal = Journal(
@@ -82,13 +83,13 @@ class Runtime:
         self._dispatcher = Dispatcher(
             self.journal,
             root if self.journal.owner is not None else None,
-            [*sinks, *_watching_sinks(settings)],
+            self._sinks,
             durable=targets,
             batch_bytes=settings.batch_bytes,
             batch_rows=settings.batch_rows,
             batch_age=settings.batch_age,
         )
-        self._io = IOThread(self._dispatcher.run)
+        self._io = IOThread(self._run)
         self._io.start()
 
     @property
@@ -181,6 +182,12 @@ class Runtime:
         """In a forked child."""
         self.journal.abandon()
 
+    async def _run(self) -> None:
+        with _lock:
+            for sink in self._sinks:
+                sink.load()
+        await self._dispatcher.run()
+
     def _rolled(self) -> None:
         self._io.call(self._dispatcher.rolled)
 
@@ -211,7 +218,9 @@ def _watching_sinks(settings: Settings) -> list[Sink]:
     return [Console()]
 
 
-_lock = threading.Lock()
+# Held while a runtime is made and while its modules are imported, and across every fork: a child
+# that was forked in the middle of an import can never import that module.
+_lock = threading.RLock()
 _current: Runtime | None = None
 _settings: Settings | None = None
 _last_stats: dict[str, SinkStats] = {}
@@ -298,10 +307,11 @@ def flush_blocking(timeout: float = 5.0) -> FlushResult:
     runtime = _current
     if runtime is None:
         return FlushResult(complete=True, seconds=0.0, sinks=_last_stats)
-    if not runtime.alive:
-        # The I/O thread was lost; its successor delivers what is in the journal.
+    lost = not runtime.alive
+    if lost:
+        # The successor of a lost I/O thread delivers what that one left in the journal.
         runtime = _make()
-    return runtime.flush(deadline - time.monotonic())
+    return runtime.flush(deadline - time.monotonic(), recovered=lost)
 
 
 def shutdown_blocking(timeout: float = 10.0) -> FlushResult:
@@ -354,18 +364,20 @@ async def shutdown(timeout: float = 10.0) -> FlushResult:
 
 def _make() -> Runtime:
     global _current, _settings
+    lost: Runtime | None = None
     with _lock:
-        if _current is not None and _current.alive:
-            return _current
-        lost = _current
+        if _current is not None and not _current.alive:
+            lost, _current = _current, None
+    if lost is not None:
+        # Its thread is gone. Once its folder is let go of, the next runtime adopts its rows. Not
+        # under the lock: callers that log into it meanwhile come here for its successor.
+        lost.close(0.0)
+    with _lock:
         if _settings is None:
             _settings = from_environment()
-        _current = Runtime(_settings)
-        made = _current
-    if lost is not None:
-        # Its thread is gone. Once its folder is let go of, the new one adopts its rows.
-        lost.close(0.0)
-    return made
+        if _current is None:
+            _current = Runtime(_settings)
+        return _current
 
 
 def _successor(table: str) -> Stream:
@@ -407,7 +419,7 @@ async def _in_thread(function: Callable[[], T]) -> T:
 
 def _after_fork_in_child() -> None:
     global _current, _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _retiring.clear()
     runtime, _current = _current, None
     if runtime is not None:
@@ -438,4 +450,8 @@ def _register_exit() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(
+        before=lambda: _lock.acquire(),
+        after_in_parent=lambda: _lock.release(),
+        after_in_child=_after_fork_in_child,
+    )

@@ -84,6 +84,11 @@ class Sink(Protocol):
         """The journal tables this sink takes; it never sees the others."""
         ...
 
+    def load(self) -> None:
+        """Import what the sink needs. Called once in the I/O thread, before anything else, while
+        nobody can fork."""
+        ...
+
     async def send(self, batch: Batch) -> None:
         """Deliver one batch; return once it is acknowledged.
 

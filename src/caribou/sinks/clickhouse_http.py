@@ -120,6 +120,11 @@ class ClickHouseHTTP:
         """Every journal table."""
         return frozenset(TABLES)
 
+    def load(self) -> None:
+        """Import the HTTP client and the compressor; see ``Sink``."""
+        import aiohttp  # noqa: F401
+        import zstandard  # noqa: F401
+
     async def send(self, batch: Batch) -> None:
         """Insert the batch; return when the server has stored it.
 

@@ -34,6 +34,9 @@ class Console:
         self._stream = stream or sys.stderr
         self._colour = self._stream.isatty()
 
+    def load(self) -> None:
+        """Nothing to import."""
+
     async def send(self, batch: Batch) -> None:
         """Print the rows. A terminal that is gone is no reason to keep them."""
         rows = [msgspec.json.decode(row) for row in bytes(batch.data).splitlines()]
