@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from commandline import caribou, environment, record, refused
-from support.servers import DoorServer
+from support.servers import DoorServer, OldServer, Server
 
 PROGRAM = """
 import caribou.sync as caribou
@@ -33,7 +33,7 @@ def closed_port() -> int:
         return one.getsockname()[1]
 
 
-def on(server: DoorServer, database: str) -> dict[str, str]:
+def on(server: Server, database: str) -> dict[str, str]:
     return {"CLICKHOUSE_URL": server.url, "CLICKHOUSE_DATABASE": database}
 
 
@@ -71,6 +71,12 @@ def test_sql_can_only_read_there_too(door: DoorServer, database: str, tmp_path: 
     refused(caribou("sql", "DROP VIEW spans", home=tmp_path, **env))
     refused(caribou("sql", "SELECT nothing", home=tmp_path, **env))
     assert caribou("sql", "SELECT 1 AS one", "--json", home=tmp_path, **env).objects == [{"one": 1}]
+
+
+def test_a_user_who_may_set_nothing_can_read(old_server: OldServer, tmp_path: Path) -> None:
+    env = on(old_server, "default") | {"CLICKHOUSE_USER": "reader", "CLICKHOUSE_PASSWORD": "r"}
+    answer = caribou("sql", "SELECT 'deer' AS animal", "--json", home=tmp_path, **env)
+    assert answer.objects == [{"animal": "deer"}]
 
 
 def test_migrate_makes_the_tables_once(door: DoorServer, database: str, tmp_path: Path) -> None:

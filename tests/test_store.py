@@ -91,6 +91,18 @@ def test_a_refused_row_is_set_aside_and_its_neighbours_stay(tmp_path: Path) -> N
     assert caribou("runs", home=tmp_path).err.count("set aside") == 0
 
 
+def test_many_short_lived_processes_make_few_parts(tmp_path: Path) -> None:
+    for seq in range(40):
+        with open_journal(tmp_path) as journal:
+            # One in the midst of them is refused.
+            row = b'{"seq":"no number"}' if seq == 20 else span(seq)
+            write_rows(journal, "spans", row)
+            write_rows(journal, "trace_tags", {"tag": str(seq), "run_id": "r", "trace_id": "t"})
+    assert sequence(tmp_path) == [seq for seq in range(40) if seq != 20]
+    sql = "SELECT count() AS tags, uniqExact(batch_id) AS inserts FROM trace_tags_rows"
+    assert caribou("sql", sql, "--json", home=tmp_path).objects == [{"tags": 40, "inserts": 1}]
+
+
 def test_rows_that_wait_for_a_server_are_not_taken_for_the_local_store(tmp_path: Path) -> None:
     with open_journal(tmp_path, {"clickhouse": "http://localhost:1/caribou"}) as journal:
         write_rows(journal, "spans", span(1))
@@ -187,16 +199,18 @@ def test_statements_that_do_more_are_refused(sql: str) -> None:
 def test_the_engine_itself_refuses_to_write(tmp_path: Path) -> None:
     # In a process of its own: other tests fork this one, which the engine would not survive.
     program = """
+import sys
 from pathlib import Path
 from caribou.errors import StoreError
 from caribou.store import LocalStore
-with LocalStore(Path("store"), Path("journal"), "caribou") as store:
+home = Path(sys.argv[1])
+with LocalStore(home / "store", home / "journal", "caribou") as store:
     try:
         store.query("TRUNCATE TABLE spans_rows", format="TabSeparated")
     except StoreError as error:
         print(error)
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert "readonly" in done.stdout

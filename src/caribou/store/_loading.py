@@ -31,12 +31,45 @@ _PATTERN = re.compile(r"[*?{}\[\]]")
 _NOT_THE_ROWS = frozenset({0, 236, 241, 243, 394})
 
 
+# Segments smaller than this are inserted together, up to this many bytes: each insert makes a part
+# of the table, and many short-lived processes would make more of them than the engine allows.
+_TOGETHER = 4 << 20
+
+
 @dataclass(slots=True)
 class Loaded:
     """What one load did: rows refused by the engine are set aside and the rest goes on."""
 
     bytes: int = 0
     set_aside: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Bytes ``[start, end)`` of a segment, committed and not loaded yet."""
+
+    segment: SegmentFile
+    start: int
+    end: int
+
+    @property
+    def key(self) -> str:
+        """The segment's name in the state file."""
+        return f"{self.segment.path.parent.name}/{self.segment.path.stem}"
+
+    @property
+    def batch_id(self) -> str:
+        return f"local:{self.key}:{self.start}"
+
+    @property
+    def file(self) -> Path | None:
+        """The segment's file, if the engine can read all of it as it is."""
+        try:
+            path = self.segment.path.resolve()
+            whole = self.start == 0 and path.stat().st_size == self.end
+        except OSError:
+            return None
+        return path if whole and not _PATTERN.search(str(path)) else None
 
 
 class Loader:
@@ -55,27 +88,28 @@ class Loader:
         Raises:
             EngineError: the engine failed in a way that is no row's fault.
         """
-        state = self._read_state()
-        found = dict(self._segments())
-        todo = [
-            (key, segment, segment.committed(), state.get(key, 0)) for key, segment in found.items()
-        ]
-        total = sum(max(end - start, 0) for _, _, end, start in todo)
+        before = self._read_state()
+        state: dict[str, int] = {}
+        todo: list[_Piece] = []
+        for segment in self._segments():
+            piece = _Piece(segment, 0, segment.committed())
+            state[piece.key] = before.get(piece.key, 0)
+            if piece.end > state[piece.key]:
+                todo.append(_Piece(segment, state[piece.key], piece.end))
+        total = sum(piece.end - piece.start for piece in todo)
         result = Loaded()
         try:
-            for key, segment, end, start in todo:
-                if end <= start:
-                    continue
-                state[key] = self._load_segment(segment, start, end, result)
-                result.bytes += state[key] - start
+            for group in _groups(todo):
+                self._load_group(group, state, result)
+                result.bytes += sum(piece.end - piece.start for piece in group)
                 if progress is not None:
-                    progress(min(result.bytes, total), total)
+                    progress(result.bytes, total)
         finally:
-            if result.bytes:
-                self._write_state({key: done for key, done in state.items() if key in found})
+            if todo:
+                self._write_state(state)
         return result
 
-    def _segments(self) -> Iterator[tuple[str, SegmentFile]]:
+    def _segments(self) -> Iterator[SegmentFile]:
         for folder in owner_folders(self._journal):
             try:
                 if read_info(folder).sinks:
@@ -83,35 +117,48 @@ class Loader:
             except JournalError:
                 # `caribou doctor` tells of it; the other owners' rows are still wanted.
                 continue
-            for segment in segment_files(folder):
-                if segment.table in TABLES:
-                    yield f"{folder.name}/{segment.path.stem}", segment
+            yield from (segment for segment in segment_files(folder) if segment.table in TABLES)
 
-    def _load_segment(self, segment: SegmentFile, start: int, end: int, result: Loaded) -> int:
-        """Load the bytes after ``start``; returns up to where the segment is loaded now."""
-        batch = f"local:{segment.path.parent.name}:{segment.path.stem}:{start}"
-        whole = start == 0 and segment.path.stat().st_size == end
-        if whole and not _PATTERN.search(str(segment.path.resolve())):
+    def _load_group(self, group: list[_Piece], state: dict[str, int], result: Loaded) -> None:
+        """Load pieces of one table with one insert; one by one if any row of them is refused."""
+        table = group[0].segment.table
+        if len(group) == 1:
+            self._load_piece(group[0], state, result)
+            return
+        rows = [read_rows(piece.segment, piece.start) for piece in group]
+        try:
+            self._stage(table, b"".join(rows), group[0].batch_id)
+        except EngineError as error:
+            if error.code in _NOT_THE_ROWS:
+                raise
+            for piece in group:
+                self._load_piece(piece, state, result)
+            return
+        for piece, data in zip(group, rows, strict=True):
+            state[piece.key] = piece.start + len(data)
+
+    def _load_piece(self, piece: _Piece, state: dict[str, int], result: Loaded) -> None:
+        table = piece.segment.table
+        if piece.file is not None:
             try:
-                self._insert(segment.table, segment.path.resolve(), batch)
-                return end
+                self._insert(table, piece.file, piece.batch_id)
             except EngineError as error:
                 if error.code in _NOT_THE_ROWS:
                     raise
-        rows = read_rows(segment, start)
-        for refused, error in self._insert_rows(segment.table, rows, batch):
-            self._set_aside(segment, refused, error, result)
-        return start + len(rows)
+            else:
+                state[piece.key] = piece.end
+                return
+        rows = read_rows(piece.segment, piece.start)
+        for refused, error in self._insert_rows(table, rows, piece.batch_id):
+            self._set_aside(piece.segment, refused, error, result)
+        state[piece.key] = piece.start + len(rows)
 
     def _insert_rows(
         self, table: str, rows: bytes, batch: str
     ) -> Iterator[tuple[bytes, EngineError]]:
         """Insert ``rows``; yields each single row that the engine refuses, with its reason."""
         try:
-            with tempfile.NamedTemporaryFile(prefix="caribou-", suffix=".ndjson") as staged:
-                staged.write(rows)
-                staged.flush()
-                self._insert(table, Path(staged.name), batch)
+            self._stage(table, rows, batch)
         except EngineError as error:
             if error.code in _NOT_THE_ROWS:
                 raise
@@ -122,6 +169,12 @@ class Loader:
             middle = len(lines) // 2
             for half in (lines[:middle], lines[middle:]):
                 yield from self._insert_rows(table, b"".join(half), batch)
+
+    def _stage(self, table: str, rows: bytes, batch: str) -> None:
+        with tempfile.NamedTemporaryFile(prefix="caribou-", suffix=".ndjson") as staged:
+            staged.write(rows)
+            staged.flush()
+            self._insert(table, Path(staged.name), batch)
 
     def _insert(self, table: str, path: Path, batch: str) -> None:
         self._engine.run(insert_statement(self._database, table, batch, path=str(path)))
@@ -143,3 +196,18 @@ class Loader:
         temporary = self._state_path.with_suffix(".new")
         temporary.write_text(json.dumps(state))
         os.replace(temporary, self._state_path)
+
+
+def _groups(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+    """The pieces by table, small ones together."""
+    group: list[_Piece] = []
+    size = 0
+    for piece in sorted(pieces, key=lambda piece: piece.segment.table):
+        length = piece.end - piece.start
+        if group and (group[0].segment.table != piece.segment.table or size + length > _TOGETHER):
+            yield group
+            group, size = [], 0
+        group.append(piece)
+        size += length
+    if group:
+        yield group

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from types import TracebackType
 
 from .._settings import Settings
+from ..errors import StoreError
 from ..sinks.clickhouse_reader import ClickHouseReader
 from .base import Parameters, Row
 
 __all__ = ["ServerStore", "server_reader"]
 
+# A user whose profile is read-only may not set anything, not even that it only reads.
+_SETTINGS_REFUSED = re.compile(r"Code: 164\b")
 _SETTINGS = {
     "readonly": "2",
     "output_format_json_quote_64bit_integers": "0",
@@ -46,7 +50,10 @@ class ServerStore:
         Raises:
             ConfigurationError: a part of the address is malformed.
         """
+        self._settings = settings
+        self._timeout = timeout
         self._reader = server_reader(settings, timeout=timeout)
+        self._plain = False
         self._runner = asyncio.Runner()
         self._open = True
 
@@ -66,6 +73,17 @@ class ServerStore:
     def query(self, sql: str, parameters: Parameters | None = None, *, format: str) -> bytes:
         """See :meth:`caribou.store.Store.query`."""
 
+        try:
+            return self._ask(sql, parameters, format)
+        except StoreError as error:
+            if self._plain or not _SETTINGS_REFUSED.search(str(error)):
+                raise
+        self._plain = True
+        self._runner.run(self._reader.aclose())
+        self._reader = server_reader(self._settings, timeout=self._timeout, read_only=False)
+        return self._ask(sql, parameters, format)
+
+    def _ask(self, sql: str, parameters: Parameters | None, format: str) -> bytes:
         async def ask() -> bytes:
             return await self._reader.query(sql, parameters, format)
 
