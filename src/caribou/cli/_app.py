@@ -58,7 +58,8 @@ def _caribou(ctx: click.Context) -> None:
     """Traces of agent rollouts: record, read and move them.
 
     Reads the ClickHouse server in CLICKHOUSE_URL, or else the local store in CARIBOU_HOME. Every
-    command takes --json: an array of objects on standard output, and nothing else.
+    command takes --json: an array of objects on standard output, and nothing else (tail, which
+    has no end, prints one object a line).
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -81,8 +82,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except (KeyboardInterrupt, click.exceptions.Abort):
         return _SIGINT
-    except BrokenPipeError:
-        # Whoever read has gone; the interpreter must not complain when it flushes at exit.
+    except (BrokenPipeError, SystemExit):
+        # Whoever read has gone, which click makes an exit of its own of. The interpreter must not
+        # complain when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _SIGPIPE
 

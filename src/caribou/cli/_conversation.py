@@ -11,7 +11,7 @@ from . import _format as fmt
 from ._output import Row, console, in_terminal
 from ._text import one_line, safe
 
-__all__ = ["print_conversation"]
+__all__ = ["print_conversation", "tool_calls"]
 
 # In a terminal a long content is cut here unless all of it is asked for.
 _MAX_LINES = 16
@@ -141,7 +141,7 @@ def _message(span: Row, depth: int, marks: list[str], results: dict[str, str]) -
         title = f"tool message {name}".strip()
     style = _ROLE_STYLES.get(role, "bold cyan")
     yield _Line(title, style, _join(details), _content(span), depth=depth)
-    for call in _tool_calls(span["tool_calls"]):
+    for call in tool_calls(span["tool_calls"]):
         yield _Line(body=f"→ {call}", body_style="yellow", depth=depth)
 
 
@@ -199,8 +199,9 @@ def _usage(span: Row) -> list[str]:
     return [*tokens, *price, *([fmt.duration(span["duration_ms"])] if span["duration_ms"] else [])]
 
 
-def _tool_calls(text: str) -> Iterator[str]:
-    for call in _parsed_list(text):
+def tool_calls(calls: Any) -> Iterator[str]:
+    """Each of a message's tool calls on a line; ``calls`` is a list or the JSON text of one."""
+    for call in _parsed_list(calls):
         function = _function(call)
         arguments = function.get("arguments", "")
         shown = arguments if isinstance(arguments, str) else _compact(arguments)
@@ -229,7 +230,7 @@ def _content(span: Row) -> str:
     )
 
 
-def _parsed_list(text: str) -> list[Any]:
+def _parsed_list(text: Any) -> list[Any]:
     value = _parsed(text)
     return cast("list[Any]", value) if isinstance(value, list) else []
 

@@ -28,7 +28,7 @@ _DELIVERY_SECONDS = 30.0
 @click.command()
 @json_option
 def command(as_json: bool) -> int:
-    """Record a few hundred simulated rollouts and show what came of them.
+    """Record simulated rollouts and show them.
 
     They go where real ones would: to CLICKHOUSE_URL, or to the local store. --json prints the
     traces.

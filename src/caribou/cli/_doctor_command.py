@@ -20,7 +20,9 @@ _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗",
 @click.command()
 @json_option
 def command(as_json: bool) -> int:
-    """Check configuration, server, journal and dead letters, and say what to do.
+    """Check that all is well, and say what to do.
+
+    It looks at the configuration, the server, the journal and dead letters.
 
     Exits with 1 when there is a problem.
     """

@@ -62,7 +62,7 @@ ORDER BY run_id, start_time, trace_id
 @filter_options
 @json_option
 def command(form: str, output: Path | None, filters: Filters, as_json: bool) -> None:
-    """Write traces as chat messages with scores and metadata.
+    """Write traces as chat messages with scores.
 
     One trace a line (or row, in Parquet): trace_id, run_id, datapoint_id, messages in OpenAI's
     chat form, score, metadata and more. --json prints the same objects as one array.

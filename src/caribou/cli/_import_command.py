@@ -55,7 +55,7 @@ def command(
     phase: str,
     as_json: bool,
 ) -> int:
-    """Import recorded rollouts from JSON arrays or JSONL.
+    """Import rollouts from JSON arrays or JSONL.
 
     EXPR is a JMESPath expression that is applied to each item of a file, such as traj or
     info.task.id. Messages are OpenAI-style chat; each tool message is logged as the execution of

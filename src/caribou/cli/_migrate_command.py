@@ -21,7 +21,10 @@ __all__ = ["command"]
 @click.option("--print", "show", is_flag=True, help="Print the statements instead of running them.")
 @json_option
 def command(cluster: str | None, replicated: bool, show: bool, as_json: bool) -> None:
-    """Create or update the tables on the ClickHouse server. Safe to run again."""
+    """Create or update the tables on the server.
+
+    Safe to run again, and by many at once.
+    """
     settings = from_environment()
     database = settings.clickhouse_database
     if show:

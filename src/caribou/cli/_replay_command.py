@@ -29,9 +29,10 @@ __all__ = ["command"]
 )
 @json_option
 def command(timeout: float, as_json: bool) -> int:
-    """Deliver what ended processes left in the journal to the ClickHouse server.
+    """Deliver what ended processes left behind.
 
-    That includes what was recorded while CLICKHOUSE_URL was not set. Exits with 1 when rows are
+    It goes from the journal to the ClickHouse server, also what was recorded while CLICKHOUSE_URL
+    was not set. Exits with 1 when rows are
     still undelivered or were refused.
     """
     settings = from_environment()

@@ -58,7 +58,7 @@ COLUMNS = (
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, metavar="N")
 @json_option
 def command(limit: int, as_json: bool) -> None:
-    """List runs, the latest first: traces, outcomes, scores, tokens, cost."""
+    """List runs: outcomes, scores, tokens, cost."""
     with opened_store() as store:
         rows = store.rows(RUNS_SQL, {"limit": limit})
         if not rows:

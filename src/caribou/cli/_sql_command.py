@@ -33,9 +33,10 @@ __all__ = ["binary_output", "command"]
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE")
 @json_option
 def command(statement: str, form: str, output: Path | None, as_json: bool) -> None:
-    """Run one SELECT over traces, spans, scores, entity_metadata and trace_tags.
+    """Run one SELECT, as a table, JSON, CSV, Parquet.
 
-    In a pipe a table is tab-separated text with a line of names.
+    Over traces, spans, scores, entity_metadata and trace_tags. In a pipe a table is tab-separated
+    text with a line of names.
     """
     sql = require_read_only(statement)
     form = "json" if as_json else form

@@ -13,7 +13,7 @@ from .._settings import Settings, from_environment
 from ..store import Row, open_store
 from ..store.follow import JournalFollower
 from . import _format as fmt
-from ._options import json_option
+from ._conversation import tool_calls
 from ._output import console, in_terminal
 from ._text import json_text, one_line
 
@@ -42,7 +42,7 @@ ORDER BY ifNull(end_time, start_time)
 
 @click.command()
 @click.option("--run", metavar="ID", help="Of this run only.")
-@json_option
+@click.option("--json", "as_json", is_flag=True, help="Print one object a line.")
 def command(run: str | None, as_json: bool) -> int:
     """Follow what is being recorded, until Ctrl-C.
 
@@ -108,7 +108,7 @@ def _show_rich(table: str, row: Row) -> None:
 
     trace = str(row.get("trace_id", ""))
     name, text = _summary(table, row)
-    line = Text(_clock(row), style="dim")
+    line = Text().append(_clock(row), "dim")
     line.append(f"  {one_line(trace[:8])}  ", style=_TRACE_STYLES[hash(trace) % len(_TRACE_STYLES)])
     line.append(f"{one_line(name, 28):<28} ", style="bold" if table == "traces" else "")
     line.append(one_line(text, 400), style="red" if row.get("status") == "ERROR" else "")
@@ -135,9 +135,7 @@ def _summary(table: str, row: Row) -> tuple[str, str]:
         value = row.get(key)
         if value not in (None, "", [], {}):
             parts.append(value if isinstance(value, str) else json_text(value))
-    if not parts and row.get("tool_calls"):
-        calls = row["tool_calls"]
-        parts.append(calls if isinstance(calls, str) else json_text(calls))
+    parts += [f"→ {call}" for call in tool_calls(row.get("tool_calls") or "")]
     return str(row.get("name", "")), "  ".join(parts)
 
 
