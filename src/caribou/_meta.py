@@ -58,7 +58,8 @@ def check_meta(meta: Mapping[str, object], settings: Settings) -> CheckedMeta:
     datapoint_id = _text(meta, "datapoint_id")
     if datapoint_id is None:
         raise InvalidValue(f"trace_run: datapoint_id is missing. {_known_keys()}")
-    phase = _phase(meta.get("phase") or settings.phase)
+    phase = meta.get("phase")
+    phase = _phase(settings.phase if phase is None else phase)
     step_number = _step(meta.get("step_number"))
     grader_name = _text(meta, "grader_name")
     if phase == "prod":

@@ -66,7 +66,7 @@ class _Redacted:
         except Exception as problem:
             _warn_once(self._hook, self._table, problem)
             clean, marks = {}, {"redaction_failed"}
-        clean.update(identity)
+        clean = {name: value for name, value in clean.items() if name not in _IDENTITY} | identity
         if self._table == "spans":
             marks.update(mark for mark in before.split(",") if mark)
             clean["sanitized"] = ",".join(sorted(marks))

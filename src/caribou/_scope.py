@@ -105,7 +105,7 @@ def enter(scope: Scope, frame: FrameType) -> None:
 
 
 def leave(scope: Scope) -> None:
-    """Close ``scope``; where it is still current, its nearest open ancestor is from now on."""
+    """Close ``scope``; where it is still current, its parent is from now on."""
     scope.closed = True
     scope.look_again()
     scope.rollout.scopes.discard(scope)
@@ -121,7 +121,7 @@ def leave(scope: Scope) -> None:
             parent.guests -= 1
             parent.look_again()
     if current.get() is scope:
-        current.set(_open(parent))
+        current.set(parent)
 
 
 def settle() -> Scope | None:
