@@ -15,6 +15,7 @@ import pytest_asyncio
 from support.faultproxy import FaultProxy
 from support.scenarios import ON_THE_WIRE, RESTARTED, Scenario
 from support.servers import DoorServer, OldServer, Server
+from support.waiting import wait_until
 
 import caribou
 from caribou import _runtime
@@ -295,7 +296,7 @@ async def test_a_full_disk_under_the_journal_loses_nothing_of_what_is_in_progres
             caribou.log(caribou.Message(role="user", content=f"{number} " + "x" * 1000))
             if number % 100 == 0:
                 await asyncio.sleep(0)
-        await asyncio.to_thread(_wait_until, lambda: not _runtime.current().accepting)
+        await asyncio.to_thread(wait_until, lambda: not _runtime.current().accepting)
         async with caribou.trace_run({"datapoint_id": "refused"}):
             caribou.log(caribou.Message(role="user", content="refused"))
     assert "in memory" in caplog.text
@@ -309,17 +310,6 @@ async def test_a_full_disk_under_the_journal_loses_nothing_of_what_is_in_progres
     assert [int(value) for value in spans.values()] == [10_000] * 2
     traces = door.rows(f"SELECT datapoint_id, status FROM {database}.traces")
     assert traces == [{"datapoint_id": "in progress", "status": "COMPLETED"}]
-
-
-def _wait_until(condition: object) -> None:
-    import threading
-
-    pause = threading.Event()
-    for _ in range(500):
-        if condition():  # type: ignore[operator]
-            return
-        pause.wait(0.01)
-    raise TimeoutError
 
 
 ENDS_WHILE_DOWN = """

@@ -60,7 +60,9 @@ asyncio.run(main())
 """
 
 STORED = """
-SELECT toUInt64(extract(concat(ifNull(content, ''), ifNull(result, ''), data, reasoning), 'record (\\\\d+) ')) AS record
+SELECT toUInt64(extract(
+    concat(ifNull(content, ''), ifNull(result, ''), data, reasoning), 'record (\\\\d+) '
+)) AS record
 FROM {database}.{table} WHERE run_id = 'killed'
 """
 
@@ -113,7 +115,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_doubled(
         # Beyond what it told there is at most the record whose telling the kill came before.
         assert len(set(stored) - set(told)) <= 1
         # The journal is empty again: nothing would be sent a second time.
-        assert [path for path in (home / "journal").glob("*/*.ndjson")] == []
+        assert list((home / "journal").glob("*/*.ndjson")) == []
         door.sql(f"DROP DATABASE {name}")
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from support.faultproxy import BlackHole, FaultProxy
 from support.servers import DoorServer
+from support.waiting import wait_until
 
 import caribou
 import caribou.sync
@@ -309,8 +310,6 @@ def test_a_lost_io_thread_is_noticed_and_replaced(
 ) -> None:
     program = """
     from caribou import _runtime
-from caribou.journal.owner import owner_folders
-from caribou.journal.reader import read_rows, segment_files
     async def main():
         async with trace_run(meta()):
             log(Message(role="user", content="before"))
@@ -423,8 +422,7 @@ async def test_the_bound_refuses_whole_traces_and_counts_them(
         for number in range(4000):
             caribou.log(caribou.Message(role="user", content=f"{number} " + "x" * 1000))
         runtime = _runtime.current()
-        while runtime.accepting:
-            await asyncio.sleep(0)
+        await asyncio.to_thread(wait_until, lambda: not runtime.accepting)
         await rollout("refused")
         caribou.log(caribou.Message(role="user", content="the last"))
     account = caribou.stats().sinks["clickhouse"]
@@ -506,6 +504,41 @@ def test_threads_are_named_and_few(tmp_path: Path) -> None:
     assert all(thread.daemon for thread in started)
     caribou.sync.shutdown()
     assert set(threading.enumerate()) - before == set()
+
+
+def test_the_callers_thread_touches_no_file_and_no_socket(
+    door: DoorServer, database: str, tmp_path: Path
+) -> None:
+    program = """
+    touched = []
+    main = threading.get_ident()
+    def hook(event, arguments):
+        inside = any(event.startswith(kind) for kind in ("open", "os.", "socket.", "fcntl."))
+        if watching and inside and threading.get_ident() == main:
+            touched.append((event, arguments))
+    watching = False
+    sys.addaudithook(hook)
+    async def main_():
+        global watching
+        watching = True
+        for number in range(20):
+            async with trace_run(meta()):
+                caribou.add_tags("tag")
+                caribou.add_meta({"key": 1})
+                async with caribou.span("step"):
+                    for _ in range(200):
+                        log(Message(role="user", content="x" * 400))
+                        await asyncio.sleep(0)
+        watching = False
+        await caribou.shutdown()
+        # Modules imported on the way are files too, and read once.
+        print([e for e in touched if not str(e[1][0]).endswith((".py", ".pyc", ".so"))])
+    asyncio.run(main_())
+    """
+    environ = {"CLICKHOUSE_URL": door.url, "CLICKHOUSE_DATABASE": database}
+    ended = run(program, tmp_path, **environ)
+    assert_clean(ended)
+    assert ended.stdout.strip() == "[]"
 
 
 def test_nothing_is_inherited_by_a_spawned_child(tmp_path: Path) -> None:

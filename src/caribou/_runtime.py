@@ -8,8 +8,10 @@ what it inherited and makes its own. At interpreter exit a bounded flush runs.
 from __future__ import annotations
 
 import atexit
+import importlib
 import logging
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -64,7 +66,6 @@ class Runtime:
         self._refused_lock = threading.Lock()
         on_disk = settings.journal == "disk"
         sinks = _durable_sinks(settings)
-        self._sinks = [*sinks, *_watching_sinks(settings)]
         targets = {sink.name: sink.target for sink in sinks}
         root = settings.journal_dir if on_disk else None
         self.journal = Journal(
@@ -83,13 +84,16 @@ class Runtime:
         self._dispatcher = Dispatcher(
             self.journal,
             root if self.journal.owner is not None else None,
-            self._sinks,
+            [*sinks, *_watching_sinks(settings)],
             durable=targets,
             batch_bytes=settings.batch_bytes,
             batch_rows=settings.batch_rows,
             batch_age=settings.batch_age,
+            importing=_lock,
         )
-        self._io = IOThread(self._run)
+        self._io = IOThread(self._dispatcher.run)
+        # Before the first row, so that no caller ever has to make a segment itself.
+        self.journal.upkeep()
         self._io.start()
 
     @property
@@ -181,12 +185,6 @@ class Runtime:
     def abandon(self) -> None:
         """In a forked child."""
         self.journal.abandon()
-
-    async def _run(self) -> None:
-        with _lock:
-            for sink in self._sinks:
-                sink.load()
-        await self._dispatcher.run()
 
     def _rolled(self) -> None:
         self._io.call(self._dispatcher.rolled)
@@ -408,13 +406,33 @@ async def replay(settings: Settings, timeout: float) -> ReplayResult:
 
 
 async def _in_thread(function: Callable[[], T]) -> T:
-    import anyio
-    import anyio.to_thread
+    """Run ``function`` in a thread of its own and wait for it without blocking the loop.
 
-    # A limiter of its own: a program that uses up the default one cannot hold up a deadline.
-    return await anyio.to_thread.run_sync(
-        function, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
-    )
+    A thread of its own, as a program that uses up its pool of workers must not hold up a deadline.
+    Cancelling the wait leaves ``function``, which is bounded in time, to finish.
+    """
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or asyncio._get_running_loop() is None:
+        import anyio
+        import anyio.to_thread
+
+        return await anyio.to_thread.run_sync(
+            function, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+        )
+    # anyio could do it here too, but importing its asyncio half would hold the loop for 30 ms.
+    from concurrent.futures import Future
+
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="caribou-wait", daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 def _after_fork_in_child() -> None:
@@ -445,6 +463,7 @@ def _register_exit() -> None:
     """
     global _exit_registered
     if not _exit_registered:
+        importlib.import_module("concurrent.futures.thread")
         _exit_registered = True
         getattr(threading, "_register_atexit", atexit.register)(_at_exit)
 

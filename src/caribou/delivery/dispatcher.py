@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from ..errors import JournalError
@@ -41,15 +42,18 @@ class Dispatcher:
         batch_rows: int,
         batch_age: float,
         adopt_any: bool = False,
+        importing: AbstractContextManager[object] | None = None,
     ) -> None:
         """``durable`` maps the sinks that must acknowledge every row to their targets.
 
         ``batch_age`` is the longest time, in seconds, that a row waits for company.
         ``adopt_any`` takes dead owners' rows whatever target they were meant for.
+        ``importing`` is held while the sinks import their libraries.
         """
         self._journal = journal
         self._root = root
         self._sinks = sinks
+        self._importing = importing or nullcontext()
         self._durable = durable
         self._batch_age = batch_age
         self._adopt_any = adopt_any
@@ -85,19 +89,26 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Run until cancelled; then leave everything in a state the next process can go on from."""
-        self._journal.upkeep()
         try:
             async with asyncio.TaskGroup() as tasks:
-                for courier in self._couriers:
-                    tasks.create_task(courier.run())
                 tasks.create_task(self._ticking())
                 tasks.create_task(self._upkeep())
                 tasks.create_task(self._adopting())
+                if self._sinks:
+                    # In a thread: it takes a while, and the journal wants upkeep meanwhile.
+                    await asyncio.to_thread(self._load_sinks)
+                for courier in self._couriers:
+                    tasks.create_task(courier.run())
         finally:
             for source in self._adopted:
                 source.close()
             for sink in self._sinks:
                 await sink.aclose()
+
+    def _load_sinks(self) -> None:
+        with self._importing:
+            for sink in self._sinks:
+                sink.load()
 
     async def flush(self, *, recovered: bool = False) -> None:
         """Return when everything logged before the call is settled with every sink; with

@@ -16,7 +16,9 @@ from .segment import Segment
 __all__ = ["Stream"]
 
 SEGMENT_BYTES = 4 << 20
-FIRST_SEGMENT_BYTES = 256 << 10
+# Small, so that a short-lived process is cheap; the busy table starts with more.
+_FIRST_BYTES = {"spans": 1 << 20}
+_LEAST_BYTES = 256 << 10
 
 
 class Stream:
@@ -62,7 +64,7 @@ class Stream:
         self._lock = threading.RLock()
         self._busy = False
         self._nested: list[bytes] = []
-        self._use(make(table, FIRST_SEGMENT_BYTES))
+        self._use(make(table, _FIRST_BYTES.get(table, _LEAST_BYTES)))
 
     def append(self, line: bytes) -> None:
         """Append one row, ``line`` being JSON and a newline. Once this returns, a kill of the
@@ -95,7 +97,7 @@ class Stream:
 
     def next_size(self) -> int:
         """Bytes of the next segment: small at first, so that a short-lived process is cheap."""
-        return min(SEGMENT_BYTES, max(FIRST_SEGMENT_BYTES, self._size * 4))
+        return min(SEGMENT_BYTES, max(_LEAST_BYTES, self._size * 4))
 
     def close(self) -> None:
         """Send every later row to the successor. Rows in here stay for readers."""

@@ -85,8 +85,7 @@ class Sink(Protocol):
         ...
 
     def load(self) -> None:
-        """Import what the sink needs. Called once in the I/O thread, before anything else, while
-        nobody can fork."""
+        """Import what the sink needs. Called once, before anything else, in a thread of its own."""
         ...
 
     async def send(self, batch: Batch) -> None:

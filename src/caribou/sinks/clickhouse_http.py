@@ -8,6 +8,7 @@ twice has the same keys and is read once.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import re
 from typing import TYPE_CHECKING, Literal
@@ -122,8 +123,8 @@ class ClickHouseHTTP:
 
     def load(self) -> None:
         """Import the HTTP client and the compressor; see ``Sink``."""
-        import aiohttp  # noqa: F401
-        import zstandard  # noqa: F401
+        for name in ("aiohttp", "zstandard"):
+            importlib.import_module(name)
 
     async def send(self, batch: Batch) -> None:
         """Insert the batch; return when the server has stored it.
