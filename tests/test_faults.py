@@ -270,12 +270,12 @@ async def test_one_poison_row_among_ten_thousand_is_set_aside_alone(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 6 MiB."""
+    """A file system of 16 MiB."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     folder = tmp_path / "small"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
     subprocess.run(command, check=True)
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
@@ -293,7 +293,7 @@ async def test_a_full_disk_under_the_journal_loses_nothing_of_what_is_in_progres
     proxy.refuse()
     async with caribou.trace_run({"datapoint_id": "in progress"}):
         for number in range(10_000):
-            caribou.log(caribou.Message(role="user", content=f"{number} " + "x" * 1000))
+            caribou.log(caribou.Message(role="user", content=f"{number} " + "x" * 3000))
             if number % 100 == 0:
                 await asyncio.sleep(0)
         await asyncio.to_thread(wait_until, lambda: not _runtime.current().accepting)
