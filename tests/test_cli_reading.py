@@ -327,6 +327,46 @@ caribou.shutdown()
     assert trace["datapoint_id"] == "d"
 
 
+def test_rollouts_that_continue_one_trace_stay_apart(tmp_path: Path) -> None:
+    record(
+        tmp_path,
+        """
+import caribou.sync as caribou
+from caribou import Message
+for turn in ("one", "two"):
+    with caribou.trace_run(
+        {"datapoint_id": turn, "phase": "prod", "run_id": "p", "trace_id": "b" * 32}
+    ):
+        with caribou.span("inner"), caribou.span("innermost"):
+            caribou.log(Message(role="user", content=f"Hello {turn}", duration_ms=60_000.0))
+        caribou.log(Message(role="assistant", content=f"Bye {turn}"))
+caribou.shutdown()
+""",
+    )
+    shown = caribou("show", "bb", "--json", home=tmp_path).objects
+    assert [part["datapoint_id"] for part in shown] == ["one", "two"]
+    assert [[span["kind"] for span in part["spans"]] for part in shown] == [
+        ["span", "span", "message", "message"]
+    ] * 2
+    out = caribou("show", "bb", home=tmp_path).out
+    said = ("Hello one", "Bye one", "Hello two", "Bye two")
+    assert sorted(said, key=out.index) == list(said)
+    parquet = tmp_path / "chats.parquet"
+    assert caribou("export", "--format", "parquet", "-o", str(parquet), home=tmp_path).code == 0
+    sql = f"SELECT datapoint_id, messages.content AS said FROM file('{parquet}') ORDER BY said"
+    for rows in (
+        [
+            {"datapoint_id": t["datapoint_id"], "said": [m["content"] for m in t["messages"]]}
+            for t in caribou("export", "--json", home=tmp_path).objects
+        ],
+        caribou("sql", sql, "--json", home=tmp_path).objects,
+    ):
+        assert sorted(rows, key=lambda row: row["datapoint_id"]) == [
+            {"datapoint_id": "one", "said": ["Hello one", "Bye one"]},
+            {"datapoint_id": "two", "said": ["Hello two", "Bye two"]},
+        ]
+
+
 @pytest.mark.parametrize("command", [("runs",), ("traces",), ("show", "ab"), ("export",)])
 def test_an_empty_store_says_how_to_begin(tmp_path: Path, command: tuple[str, ...]) -> None:
     with open_journal(tmp_path):

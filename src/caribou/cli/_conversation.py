@@ -11,7 +11,7 @@ from . import _format as fmt
 from ._output import Row, console, in_terminal
 from ._text import one_line, safe
 
-__all__ = ["print_conversation", "tool_calls"]
+__all__ = ["parsed", "print_conversation", "tool_calls"]
 
 # In a terminal a long content is cut here unless all of it is asked for.
 _MAX_LINES = 16
@@ -154,7 +154,7 @@ def _tool(span: Row, depth: int, marks: list[str], *, arguments_shown: Any) -> I
     style = "bold red" if failed else "bold yellow"
     title = f"tool {span['tool_name']}"
     arguments = span["arguments"]
-    if arguments_shown is not None and _parsed(arguments) == arguments_shown:
+    if arguments_shown is not None and parsed(arguments) == arguments_shown:
         arguments = ""
     yield _Line(title, style, _join(details), _readable(arguments), "dim", depth)
     if span["error"]:
@@ -211,7 +211,7 @@ def tool_calls(calls: Any) -> Iterator[str]:
 def _calls_by_id(text: str) -> dict[str, Any]:
     """The arguments of each call that has an id."""
     calls = ((_dict(call).get("id"), _function(call)) for call in _parsed_list(text))
-    return {key: _parsed(call.get("arguments")) for key, call in calls if isinstance(key, str)}
+    return {key: parsed(call.get("arguments")) for key, call in calls if isinstance(key, str)}
 
 
 def _function(call: Any) -> dict[str, Any]:
@@ -231,11 +231,11 @@ def _content(span: Row) -> str:
 
 
 def _parsed_list(text: Any) -> list[Any]:
-    value = _parsed(text)
+    value = parsed(text)
     return cast("list[Any]", value) if isinstance(value, list) else []
 
 
-def _parsed(value: Any) -> Any:
+def parsed(value: Any) -> Any:
     """What JSON text holds; anything else as it is."""
     try:
         return json.loads(value)

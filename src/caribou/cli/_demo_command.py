@@ -16,7 +16,7 @@ from ._options import Filters, json_option
 from ._output import in_terminal, print_json, print_table, progress
 from ._recording import recording_settings, report_unfinished
 from ._runs_command import COLUMNS, RUNS_SQL
-from ._show_command import trace_spans
+from ._show_command import read_trace
 from ._store import opened_store
 from ._traces_command import find_traces, print_traces
 
@@ -67,11 +67,8 @@ def _print_tour(store: Store, run_id: str) -> None:
     print_traces(find_traces(store, Filters(run=run_id), 10), json=False)
     _say(f"\nMore: caribou traces --run {run_id}   (filters: caribou traces --help)\n")
     perfect = find_traces(store, Filters(run=run_id, tag=("perfect",)), 1)
-    trace = store.rows(
-        "SELECT * FROM traces WHERE run_id = {run:String} AND trace_id = {id:String}",
-        {"run": run_id, "id": perfect[0]["trace_id"]},
-    )[0]
-    print_conversation(trace, trace_spans(store, trace), full=False)
+    [(trace, spans)] = read_trace(store, perfect[0]["trace_id"])
+    print_conversation(trace, spans, full=False)
     _say(f"\nThis one again: caribou show {trace['trace_id'][:12]}")
     _say(
         'Its SQL tables: caribou sql "SELECT step_number, avg(score) FROM traces'

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 
 from ..errors import StoreError
 from ..store import Row, Store
+from ._conversation import parsed
 from ._options import Filters, filter_options, json_option
 from ._output import note, print_json, progress
+from ._show_command import by_root
 from ._sql_command import binary_output
 from ._store import no_traces, opened_store
 from ._text import json_text
@@ -21,30 +21,37 @@ __all__ = ["command"]
 
 _CHUNK = 200
 _TRACE_COLUMNS = (
-    "trace_id, run_id, phase, step_number, datapoint_id, env_name, model_name, status, score,"
-    " turns, input_tokens, output_tokens, cost_usd, duration_ms, start_time, tags, metadata"
+    "trace_id, root_span_id, run_id, phase, step_number, datapoint_id, env_name, model_name,"
+    " status, score, turns, input_tokens, output_tokens, cost_usd, duration_ms, start_time, tags, metadata"
 )
 _TRACES = (
     f"SELECT {_TRACE_COLUMNS} FROM traces WHERE {{where}} ORDER BY run_id, start_time, trace_id"
 )
+# Messages, and the scopes that they may lie in.
 _MESSAGES = """
-SELECT trace_id, role, content, structured, tool_calls, tool_call_id, tool_name
+SELECT span_id, parent_span_id, kind, role, content, structured, tool_calls, tool_call_id, tool_name
 FROM spans
-WHERE run_id = {run:String} AND kind = 'message' AND trace_id IN {ids:Array(String)}
-ORDER BY trace_id, seq
+WHERE run_id = {run:String} AND trace_id IN {ids:Array(String)}
+    AND kind NOT IN ('tool', 'grade', 'event')
+ORDER BY seq
 """
+# A message belongs to the rollout of its trace that had begun last when it was logged.
 _PARQUET = f"""
 SELECT {_TRACE_COLUMNS}, chat AS messages
 FROM traces
 LEFT JOIN (
-    SELECT trace_id, arrayMap(m -> m.2, arraySort(m -> m.1, groupArray((seq, CAST(
+    SELECT trace_id, root_span_id, arrayMap(m -> m.2, arraySort(m -> m.1, groupArray((seq, CAST(
         (role, content, tool_calls, tool_call_id, tool_name),
         'Tuple(role String, content Nullable(String), tool_calls String, tool_call_id String,
          name String)'))))) AS chat
-    FROM spans
-    WHERE kind = 'message' AND trace_id IN (SELECT trace_id FROM traces WHERE {{where}})
-    GROUP BY trace_id
-) AS conversations USING trace_id
+    FROM (
+        SELECT *, ifNull(end_time, start_time) AS logged FROM spans
+        WHERE kind = 'message' AND trace_id IN (SELECT trace_id FROM traces WHERE {{where}})
+    ) AS records
+    ASOF JOIN (SELECT trace_id, root_span_id, start_time AS began FROM traces) AS rollouts
+    ON records.trace_id = rollouts.trace_id AND records.logged >= rollouts.began
+    GROUP BY trace_id, root_span_id
+) AS conversations USING (trace_id, root_span_id)
 WHERE {{where}}
 ORDER BY run_id, start_time, trace_id
 """
@@ -104,22 +111,22 @@ def _conversations(store: Store, traces: list[Row]) -> Iterator[Row]:
             end += 1
         chunk = traces[start:end]
         ids = [trace["trace_id"] for trace in chunk]
-        messages: dict[str, list[Row]] = {}
-        for row in store.rows(_MESSAGES, {"run": run, "ids": ids}):
-            messages.setdefault(row["trace_id"], []).append(_message(row))
+        groups = by_root(store.rows(_MESSAGES, {"run": run, "ids": ids}))
         for trace in chunk:
-            yield {**trace, "messages": messages.get(trace["trace_id"], [])}
+            spans = groups.get(trace["root_span_id"], [])
+            messages = [_message(span) for span in spans if span["kind"] == "message"]
+            yield {**trace, "messages": messages}
         start = end
 
 
 def _message(row: Row) -> Row:
     """A message in OpenAI's chat form."""
-    content: Any = row["content"]
-    if "content" in row["structured"] and content is not None:
-        content = json.loads(content)
+    content = row["content"]
+    if "content" in row["structured"]:
+        content = parsed(content)
     message: Row = {"role": row["role"], "content": content}
     if row["tool_calls"]:
-        message["tool_calls"] = json.loads(row["tool_calls"])
+        message["tool_calls"] = parsed(row["tool_calls"])
     if row["tool_call_id"]:
         message["tool_call_id"] = row["tool_call_id"]
     if row["tool_name"]:

@@ -12,7 +12,19 @@ from typing import Any, cast
 
 import click
 
-from .. import FlushResult, Grade, Message, ToolExecution, add_meta, log, shutdown, trace_run
+from .. import (
+    FlushResult,
+    Grade,
+    Message,
+    ToolExecution,
+    add_meta,
+    configure,
+    flush,
+    log,
+    shutdown,
+    stats,
+    trace_run,
+)
 from ..errors import InvalidValue
 from ._options import json_option
 from ._output import note, print_json, progress
@@ -23,6 +35,8 @@ __all__ = ["command"]
 
 _CONCURRENCY = 64
 _DELIVERY_SECONDS = 60.0
+# How far the import may run ahead of the server.
+_AHEAD_BYTES = 256 << 20
 _MESSAGE_FIELDS = frozenset({"role", "content", "tool_calls", "tool_call_id", "name"})
 
 
@@ -102,9 +116,15 @@ async def _import(
 ) -> tuple[dict[str, int], FlushResult]:
     counts = Counter(rollouts=0, messages=0, tool_executions=0, grades=0)
 
+    # The journal's bound protects programs from their traces. Here the traces are the purpose:
+    # instead of refusing rollouts, the import waits for a server that is slower than the disk.
+    configure(max_journal_bytes=1 << 60)
+
     async def worker() -> None:
         for rollout in rollouts:
             await _log_rollout(rollout, about, counts)
+            if stats().journal_bytes > _AHEAD_BYTES:
+                await flush(_DELIVERY_SECONDS)
             update(counts["rollouts"])
 
     async with asyncio.TaskGroup() as group:

@@ -11,11 +11,11 @@ from ._options import json_option
 from ._output import print_json
 from ._store import no_traces, opened_store
 
-__all__ = ["command", "find_trace", "trace_spans"]
+__all__ = ["by_root", "command", "read_trace"]
 
 
-def find_trace(store: Store, prefix: str) -> Row:
-    """The one trace whose id begins with ``prefix``, or that was given it as its ``trace_id``.
+def find_trace(store: Store, prefix: str) -> str:
+    """The one trace id that begins with ``prefix``, or that was made of it as a given id.
 
     Raises:
         StoreError: there is none, or more than one.
@@ -39,18 +39,41 @@ def find_trace(store: Store, prefix: str) -> Row:
     if len(found) > 1:
         some = ", ".join(row["trace_id"][: len(wanted) + 6] for row in found[:5])
         raise StoreError(f"several traces begin with {prefix!r}: {some}; give more of the id")
-    return store.rows(
-        "SELECT * FROM traces WHERE trace_id = {id:String} ORDER BY start_time DESC LIMIT 1",
-        {"id": found[0]["trace_id"]},
-    )[0]
+    return found[0]["trace_id"]
 
 
-def trace_spans(store: Store, trace: Row) -> list[Row]:
-    """The spans of ``trace`` in the order they were logged."""
-    return store.rows(
-        "SELECT * FROM spans WHERE run_id = {run:String} AND trace_id = {id:String} ORDER BY seq",
-        {"run": trace["run_id"], "id": trace["trace_id"]},
+def read_trace(store: Store, trace_id: str) -> list[tuple[Row, list[Row]]]:
+    """The rollouts of a trace, the oldest first, each with its records in order.
+
+    There is one, unless several were opened with the same ``trace_id``.
+    """
+    values = {"id": trace_id}
+    traces = store.rows(
+        "SELECT * FROM traces WHERE trace_id = {id:String} ORDER BY start_time", values
     )
+    spans = store.rows("SELECT * FROM spans WHERE trace_id = {id:String} ORDER BY seq", values)
+    groups = by_root(spans)
+    rollouts = [(trace, groups.pop(trace["root_span_id"], [])) for trace in traces]
+    for rest in groups.values():
+        # Their summary is not stored yet.
+        rollouts[-1][1].extend(rest)
+    return rollouts
+
+
+def by_root(spans: list[Row]) -> dict[str, list[Row]]:
+    """Records by the root span of their rollout.
+
+    Args:
+        spans: rows of the view ``spans`` in order of ``seq``, all scopes among them.
+    """
+    groups: dict[str, list[Row]] = {}
+    roots: dict[str, str] = {}
+    for span in spans:
+        parent: str = span["parent_span_id"]
+        # A scope comes before what is in it.
+        root = roots[span["span_id"]] = roots.get(parent, parent)
+        groups.setdefault(root, []).append(span)
+    return groups
 
 
 @click.command()
@@ -60,13 +83,15 @@ def trace_spans(store: Store, trace: Row) -> list[Row]:
 def command(trace_id: str, full: bool, as_json: bool) -> None:
     """Show one trace as a conversation.
 
-    The beginning of the id is enough. With --json it is an array of one object, the trace, with
-    its records under "spans".
+    The beginning of the id is enough. With --json it is an array of the trace's rollouts (one,
+    unless several were opened with the same id), each with its records under "spans".
     """
     with opened_store() as store:
-        trace = find_trace(store, trace_id)
-        spans = trace_spans(store, trace)
+        rollouts = read_trace(store, find_trace(store, trace_id))
     if as_json:
-        print_json([{**trace, "spans": spans}])
-    else:
+        print_json({**trace, "spans": spans} for trace, spans in rollouts)
+        return
+    for i, (trace, spans) in enumerate(rollouts):
+        if i:
+            print()
         print_conversation(trace, spans, full=full)
