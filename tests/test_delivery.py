@@ -191,6 +191,19 @@ async def test_a_passing_fault_loses_and_doubles_nothing(
         assert delivery.account == (100, 100, 0, {})
 
 
+async def test_a_backend_that_asks_for_time_gets_it(tmp_path: Path) -> None:
+    sink = Backend()
+    sink.faults = [Retry("too many requests", retry_after=60)]
+    async with running(tmp_path, sink) as delivery:
+        delivery.log(1)
+        for _ in range(3):
+            # A flush makes other attempts sooner, but not this one.
+            with pytest.raises(TimeoutError):
+                await delivery.flush(0.3)
+        assert sink.rows == []
+        assert delivery.account == (1, 0, 1, {})
+
+
 async def test_a_batch_that_was_stored_without_an_answer_is_not_sent_again(tmp_path: Path) -> None:
     sink = Backend()
     sink.stores_anyway = True

@@ -296,7 +296,7 @@ def test_a_full_disk_keeps_what_is_in_progress_and_refuses_new_rollouts(
 
 
 def test_at_its_bound_the_journal_accepts_no_new_rollouts_until_there_is_room(
-    tmp_path: Path,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = open_journal(tmp_path, max_bytes=1 << 20, clickhouse="there")
     stream = journal.streams["spans"]
@@ -304,8 +304,11 @@ def test_at_its_bound_the_journal_accepts_no_new_rollouts_until_there_is_room(
     assert journal.accepting
     while len(stream.segments) < 3:
         stream.append(row(0, 4000))
-    journal.upkeep()
+    for _ in range(3):
+        journal.upkeep()
     assert not journal.accepting
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "max_journal_bytes" in caplog.text
     for segment in stream.segments[:-1]:
         journal.release(segment)
     journal.upkeep()

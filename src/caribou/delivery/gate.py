@@ -14,6 +14,7 @@ __all__ = ["Gate", "backoff"]
 
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 15.0
+LONGEST_RETRY_AFTER = 300.0
 _SOONEST_NUDGE = 0.5
 
 
@@ -32,7 +33,7 @@ class Gate:
     def __init__(self) -> None:
         self.failures = 0
         self._opens = 0.0
-        self._failed_at = 0.0
+        self._not_before = 0.0
         self._probing = False
         self._changed = asyncio.Event()
 
@@ -64,8 +65,9 @@ class Gate:
         # Several couriers that were under way when the backend went down are one failure.
         if not self.failures or self._probing:
             self.failures += 1
-            self._failed_at = now
-            self._opens = now + max(backoff(self.failures), retry_after or 0.0)
+            asked = min(retry_after or 0.0, LONGEST_RETRY_AFTER)
+            self._not_before = now + max(asked, _SOONEST_NUDGE)
+            self._opens = now + max(asked, backoff(self.failures))
         self._probing = False
         self._notify()
 
@@ -75,9 +77,10 @@ class Gate:
         self._notify()
 
     def nudge(self) -> None:
-        """Somebody waits for delivery: try now, unless an attempt failed a moment ago."""
+        """Somebody waits for delivery: try now, unless an attempt failed a moment ago or the
+        backend asked for more time."""
         if self.failures:
-            self._opens = min(self._opens, self._failed_at + _SOONEST_NUDGE)
+            self._opens = min(self._opens, self._not_before)
             self._notify()
 
     def _notify(self) -> None:

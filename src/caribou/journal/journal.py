@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -26,6 +27,7 @@ _logger = logging.getLogger("caribou")
 _STANDBY = {"spans": 2}
 # The segment being written, and what a healthy sink is just taking.
 _KEPT_MAPPED = 3
+_WARNING_INTERVAL = 300.0
 
 
 class Journal:
@@ -52,6 +54,7 @@ class Journal:
         self._numbers = dict.fromkeys(TABLES, 0)
         self._other_bytes = 0
         self._disk_full = False
+        self._warn_again = 0.0
         if root is not None:
             try:
                 self.owner = Owner.create(root, sinks)
@@ -98,7 +101,15 @@ class Journal:
             for segment in tuple(stream.segments)[:-_KEPT_MAPPED]:
                 segment.rest()
         # Whole traces are refused when it is full, so what is in progress is never torn.
-        self.accepting = not self._disk_full and self.bytes_held < self.max_bytes
+        full = self.bytes_held >= self.max_bytes
+        if full and time.monotonic() >= self._warn_again:
+            self._warn_again = time.monotonic() + _WARNING_INTERVAL
+            _logger.warning(
+                "The journal holds %d MiB, its bound (max_journal_bytes): new rollouts are not "
+                "traced until there is room.",
+                self.max_bytes >> 20,
+            )
+        self.accepting = not full and not self._disk_full
 
     def _make_standby(self) -> None:
         for stream in self.streams.values():
