@@ -22,7 +22,8 @@ __all__ = ["command"]
 _CHUNK = 200
 _TRACE_COLUMNS = (
     "trace_id, root_span_id, run_id, phase, step_number, datapoint_id, env_name, model_name,"
-    " status, score, turns, input_tokens, output_tokens, cost_usd, duration_ms, start_time, tags, metadata"
+    " status, score, turns, input_tokens, output_tokens, cost_usd, duration_ms, start_time, tags,"
+    " metadata"
 )
 _TRACES = (
     f"SELECT {_TRACE_COLUMNS} FROM traces WHERE {{where}} ORDER BY run_id, start_time, trace_id"
