@@ -10,11 +10,12 @@ from types import TracebackType
 from typing import Any, Final, Literal, Protocol
 
 from . import _runtime
+from ._failures import MAX_MESSAGE
 from ._ids import share_of
 from ._managers import NullRecorder, SpanManager, TraceManager
 from ._meta import check_meta
 from ._rollout import Recorder
-from ._sanitize import MAX_INTEGER
+from ._sanitize import MAX_INTEGER, storable_text
 from ._scope import Scope, calling_frame, current, settle
 from ._settings import Redact, Settings, from_environment
 from ._write import WRITERS, base_record
@@ -311,9 +312,9 @@ def add_tags(*tags: str) -> None:
         InvalidValue: a tag is empty.
     """
     for tag in tags:
-        if not isinstance(tag, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not issubclass(type(tag), str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidType(f"add_tags() takes texts, not {type(tag).__name__}")
-        if not tag:
+        if not str.__len__(tag):
             raise InvalidValue("add_tags(): a tag must not be empty")
     scope = _scope_for("add_tags()")
     if scope is not None:
@@ -361,7 +362,7 @@ def set_error(message: str) -> None:
     if scope is scope.rollout.root:
         scope.rollout.set_status(RolloutStatus.ERROR.value, message)
     else:
-        scope.error = message
+        scope.error = storable_text(message, MAX_MESSAGE)
 
 
 def increment_turn() -> None:
@@ -492,7 +493,7 @@ def _scope_for(call: str, depth: int = 1) -> Scope | None:
 
 
 def _check_text(call: str, argument: str, value: object) -> None:
-    if not isinstance(value, str):
+    if not issubclass(type(value), str):
         raise InvalidType(f"{call}: {argument} must be a str, not {type(value).__name__}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -91,16 +91,16 @@ def _text(meta: Mapping[str, object], key: str) -> str | None:
     value = meta.get(key)
     if value is None:
         return None
-    if not isinstance(value, str):
+    if not issubclass(type(value), str):
         raise InvalidType(f"trace_run: {key} must be a str, not {type(value).__name__}")
-    if not value:
+    text = str.__str__(cast("str", value))
+    if not text:
         raise InvalidValue(f"trace_run: {key} must not be empty")
-    if len(value) > _MAX_TEXT:
+    if len(text) > _MAX_TEXT:
         # Every row of the rollout repeats it.
         raise InvalidValue(
-            f"trace_run: {key} has {len(value)} characters; at most {_MAX_TEXT} are allowed"
+            f"trace_run: {key} has {len(text)} characters; at most {_MAX_TEXT} are allowed"
         )
-    text = str.__str__(value)
     return text if text.isascii() else storable_text(text)
 
 

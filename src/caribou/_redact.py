@@ -66,11 +66,11 @@ class _Redacted:
         except Exception as problem:
             _warn_once(self._hook, self._table, problem)
             clean, marks = {}, {"redaction_failed"}
-        clean = {name: value for name, value in clean.items() if name not in _IDENTITY} | identity
+        kept = {name: clean[name] for name in clean.keys() - _IDENTITY if clean[name] is not None}
         if self._table == "spans":
             marks.update(mark for mark in before.split(",") if mark)
-            clean["sanitized"] = ",".join(sorted(marks))
-        self._append(encode(clean) + b"\n")
+            kept["sanitized"] = ",".join(sorted(marks))
+        self._append(encode(identity | kept) + b"\n")
 
 
 def redacted(streams: Mapping[str, Appender], hook: Redact) -> dict[str, Appender]:

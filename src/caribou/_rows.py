@@ -218,18 +218,18 @@ def row(start: bytes, columns: Mapping[str, object]) -> bytes:
 
 
 def stamp(nanoseconds: int) -> bytes:
-    """A time in seconds since the epoch, as the decimal that stands quoted in a line."""
-    return b"%d.%09d" % divmod(max(nanoseconds, 0), 1_000_000_000)
+    """A time in seconds since the epoch, as the decimal that stands quoted in a line: always with
+    ten digits before the point, as ClickHouse takes fewer for a calendar date."""
+    return b"%010d.%09d" % divmod(max(nanoseconds, 0), 1_000_000_000)
 
 
 def times(duration_ms: float | None) -> bytes:
     """``start_time``, and with a duration ``end_time``, of what ends now."""
     now = time.time_ns()
-    end = b"%d" % now
+    end = b"%019d" % now
     if duration_ms is None:
         return b'"start_time":"%b.%b"' % (end[:-9], end[-9:])
-    # Ten digits at least, for what took longer than there is time.
-    start = b"%010d" % (now - int(min(duration_ms * 1e6, now)))
+    start = b"%019d" % (now - int(min(duration_ms * 1e6, now)))
     return b'"start_time":"%b.%b","end_time":"%b.%b"' % (
         start[:-9],
         start[-9:],
@@ -293,7 +293,10 @@ def _weigh(value: object, left: int, depth: int) -> int:
                 return -1
         elif kind is dict or kind is list:
             left = _weigh(item, left, depth - 1)
-        elif item is not None and kind is not int and kind is not bool:
+        elif kind is int:
+            if not -MAX_INTEGER <= item <= MAX_INTEGER:
+                return -1
+        elif item is not None and kind is not bool:
             return -1
         if left < 0:
             return -1

@@ -300,7 +300,7 @@ class Cleaner:
 
 def storable_text(value: str, limit: int = MAX_STRING) -> str:
     """One text on its own: cut to ``limit`` bytes, lone surrogates replaced."""
-    return Cleaner(string=limit)._cut(value)  # pyright: ignore[reportPrivateUsage]
+    return Cleaner(string=limit).json(value)
 
 
 def storable_record(record: _R) -> tuple[_R, bytes, set[str]]:

@@ -72,7 +72,7 @@ def _write_message(scope: Scope, message: Message) -> None:
         grader = f"grader.{message.grader_name}"
         label = labels(grader, grader)
     if bare:
-        now = b"%d" % time_ns()
+        now = b"%019d" % time_ns()
         scope.append(
             b'%b,"seq":%d,"span_id":"%b","start_time":"%b.%b",%b,'
             b'"turn_index":%d,"intra_index":%d,%b\n'
