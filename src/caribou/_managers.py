@@ -35,7 +35,7 @@ class TraceManager:
     def __init__(self, meta: CheckedMeta) -> None:
         self._meta = meta
         self._scope: Scope | None = None
-        self.trace_id = str(meta.constants["trace_id"])
+        self.trace_id: str = str(meta.constants["trace_id"])
 
     def _open(self, recorder: Recorder, skipped: str | None, frame: FrameType) -> str:
         if self._scope is not None:
@@ -87,7 +87,7 @@ class SpanManager:
             rollout.late(parent)
         self._late = parent.late
         span_id = _ids.new_span_id()
-        self._scope = rollout.scope(parent, span_id.decode())
+        self._scope = rollout.scope(parent, span_id)
         self._start = time.time_ns()
         self._began = time.monotonic_ns()
         self._head = (

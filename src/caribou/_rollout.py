@@ -93,6 +93,7 @@ class Rollout:
         "_pid",
         "_recorder",
         "_start",
+        "_start_of_line",
         "_streams",
         "_summary",
         "answered",
@@ -161,23 +162,25 @@ class Rollout:
         self._start = time.time_ns()
         self._began = time.monotonic_ns()
         self._pid = os.getpid()
-        span_id = _ids.new_span_id().decode()
-        start = b"" if skipped is not None else prefix(constants, span_id)
-        self.root = Scope(self, parent, span_id, start, self._streams["spans"].append)
-        self._summary = prefix(
-            {
-                **constants,
-                "root_span_id": span_id,
-                "grader_name": grader_name,
-                "start_time": stamp(self._start).decode(),
-            }
+        self._start_of_line = prefix(constants)
+        span_id = _ids.new_span_id()
+        self.root = Scope(self, parent, self._inside(span_id), self._streams["spans"].append)
+        self._summary = b'%b,"root_span_id":"%b","start_time":"%b"' % (
+            self._start_of_line,
+            span_id,
+            stamp(self._start),
         )
+        if grader_name is not None:
+            self._summary += b',"grader_name":' + encode(grader_name)
         self._write("traces", b'%b,"status":"PENDING"}\n' % self._summary)
 
-    def scope(self, parent: Scope, span_id: str) -> Scope:
+    def scope(self, parent: Scope, span_id: bytes) -> Scope:
         """A scope within this rollout."""
-        start = b"" if self.skipped is not None else prefix(self._constants, span_id)
-        return Scope(self, parent, span_id, start, self.root.append)
+        return Scope(self, parent, self._inside(span_id), self.root.append)
+
+    def _inside(self, span_id: bytes) -> bytes:
+        """The start of a line whose parent this span is. Ids need no escaping."""
+        return b'%b,"parent_span_id":"%b"' % (self._start_of_line, span_id)
 
     def late(self, scope: Scope) -> None:
         """Mark what ``scope`` logs from now on as coming after the rollout was closed."""

@@ -203,12 +203,9 @@ def labels(kind: str, name: str) -> bytes:
     return known
 
 
-def prefix(constants: Mapping[str, object], parent_span_id: str = "") -> bytes:
-    """The start of every line of a scope: an object that is still open."""
-    columns = {name: value for name, value in constants.items() if value not in (None, "")}
-    if parent_span_id:
-        columns["parent_span_id"] = parent_span_id
-    return encode(columns)[:-1]
+def prefix(constants: Mapping[str, object]) -> bytes:
+    """The start of every line of a rollout: an object that is still open."""
+    return encode({name: value for name, value in constants.items() if value is not None})[:-1]
 
 
 def row(start: bytes, columns: Mapping[str, object]) -> bytes:

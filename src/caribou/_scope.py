@@ -43,7 +43,6 @@ class Scope:
         "parent",
         "prefix",
         "rollout",
-        "span_id",
         "task",
     )
 
@@ -51,13 +50,11 @@ class Scope:
         self,
         rollout: Rollout,
         parent: Scope | None,
-        span_id: str,
         prefix: bytes,
         append: Callable[[bytes], None],
     ) -> None:
         self.rollout = rollout
         self.parent = parent
-        self.span_id = span_id
         self.prefix = prefix
         self.append = append
         self.closed = False
