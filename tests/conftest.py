@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from blockbuster import blockbuster_ctx
 
-from caribou import _api, _runtime
+from caribou import _recording, _runtime
 
 pytest_plugins = ["caribou.testing", "support.fixtures"]
 
@@ -52,7 +52,7 @@ def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         if name.startswith(_UNSET):
             monkeypatch.delenv(name)
     monkeypatch.setenv("CARIBOU_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(_api, "_state", _api._State())
+    monkeypatch.setattr(_recording, "_state", _recording._State())
     monkeypatch.setattr(_runtime, "_settings", None)
     yield
     _runtime.shutdown_blocking(1.0)

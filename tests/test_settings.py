@@ -10,7 +10,7 @@ import pytest
 
 import caribou.sync as caribou
 from caribou import ConfigurationError, InvalidType, InvalidValue, Message
-from caribou._api import active
+from caribou._recording import active
 from caribou._settings import from_environment
 from caribou.testing import Capture
 

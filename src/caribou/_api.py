@@ -3,84 +3,44 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Literal
 
 from . import _runtime
 from ._failures import MAX_MESSAGE
-from ._ids import share_of
 from ._managers import NullRecorder, SpanManager, TraceManager
 from ._meta import check_meta
+from ._recording import active, captured, scope_for, set_defaults, skip_reason
 from ._rollout import Recorder
 from ._sanitize import MAX_INTEGER, storable_text
-from ._scope import Scope, calling_frame, current, settle
-from ._settings import Redact, Settings, from_environment
+from ._scope import calling_frame, current, settle
+from ._settings import Redact
 from ._write import WRITERS, base_record
 from .delivery.accounting import FlushResult, Stats
 from .errors import InvalidType, InvalidValue
 from .records import Phase, Record, RolloutStatus, TraceMeta
 
 __all__ = [
-    "Capturing",
     "Span",
     "Trace",
-    "active",
     "add_meta",
     "add_tags",
-    "captured",
     "configure",
     "current_trace_id",
     "flush",
     "increment_intra",
     "increment_turn",
     "log",
-    "recording_with",
-    "scope_for_span",
     "set_error",
     "set_intra_index",
     "set_status",
     "set_turn_index",
     "shutdown",
-    "skip_reason",
     "span",
     "stats",
     "trace_run",
 ]
-
-_MAX_SITES: Final = 1000
-
-
-class Capturing(Recorder, Protocol):
-    """What stands in for the process's runtime in a user's tests."""
-
-    def result(self) -> FlushResult:
-        """What flushing gives: there is nothing to deliver."""
-        ...
-
-    def stats(self) -> Stats:
-        """The counts so far."""
-        ...
-
-    def count_outside(self) -> None:
-        """Count a call that had no rollout to belong to."""
-        ...
-
-
-class _State:
-    """What ``configure()`` was given, the settings in force once something needed them, a capture
-    that stands in for the runtime, and the places already warned of."""
-
-    def __init__(self, capture: Capturing | None = None) -> None:
-        self.given: Mapping[str, object] = {}
-        self.settings: Settings | None = None
-        self.capture = capture
-        self.sites: set[tuple[str, int]] = set()
-
-
-_state = _State()
 
 
 def configure(
@@ -137,41 +97,7 @@ def configure(
     """
     arguments = dict(locals())
     given = {name: value for name, value in arguments.items() if value is not None}
-    merged = {**_state.given, **given}
-    settings = _read(merged)
-    _state.given = merged
-    _state.settings = settings
-    if _state.capture is None:
-        _runtime.reconfigure(settings)
-
-
-def active() -> Settings:
-    """The settings in force.
-
-    Raises:
-        ConfigurationError: a variable of the environment has a value that cannot work.
-    """
-    if _state.settings is None:
-        _state.settings = _read(_state.given)
-        if _state.capture is None:
-            _runtime.reconfigure(_state.settings)
-    return _state.settings
-
-
-def _read(given: Mapping[str, object]) -> Settings:
-    # What a test captures does not depend on the environment that the test runs in.
-    return from_environment(given, os.environ if _state.capture is None else {})
-
-
-@contextmanager
-def recording_with(capture: Capturing) -> Generator[None]:
-    """Record with ``capture`` instead of the runtime, under settings of its own."""
-    global _state
-    before, _state = _state, _State(capture)
-    try:
-        yield
-    finally:
-        _state = before
+    set_defaults(given)
 
 
 class Trace(TraceManager):
@@ -180,8 +106,9 @@ class Trace(TraceManager):
     async def __aenter__(self) -> str:
         settings = active()
         recorder: Recorder
-        if _state.capture is not None:
-            recorder = _state.capture
+        capture = captured()
+        if capture is not None:
+            recorder = capture
         elif settings.disabled:
             recorder = NullRecorder(settings)
         else:
@@ -202,7 +129,7 @@ class Span(SpanManager):
     """What ``span`` returns: ``async with`` it."""
 
     async def __aenter__(self) -> None:
-        parent = scope_for_span(depth=2)
+        parent = scope_for("span()")
         if parent is not None:
             self._open(parent, calling_frame(1))
 
@@ -272,7 +199,7 @@ def log(item: Record) -> None:
 def _log_carefully(item: Any) -> None:
     if type(item) not in WRITERS:
         item = base_record(item)
-    scope = _scope_for("log()", 2)
+    scope = scope_for("log()", 2)
     if scope is None:
         return
     rollout = scope.rollout
@@ -296,7 +223,7 @@ def add_meta(data: Mapping[str, object]) -> None:
     """
     if not isinstance(data, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidType(f"add_meta() takes a dict, not {type(data).__name__}")
-    scope = _scope_for("add_meta()")
+    scope = scope_for("add_meta()")
     if scope is not None:
         scope.rollout.add_meta(data)
 
@@ -316,7 +243,7 @@ def add_tags(*tags: str) -> None:
             raise InvalidType(f"add_tags() takes texts, not {type(tag).__name__}")
         if not str.__len__(tag):
             raise InvalidValue("add_tags(): a tag must not be empty")
-    scope = _scope_for("add_tags()")
+    scope = scope_for("add_tags()")
     if scope is not None:
         scope.rollout.add_tags(tags)
 
@@ -339,7 +266,7 @@ def set_status(status: RolloutStatus, error_message: str | None = None) -> None:
         raise InvalidValue(f"set_status() takes one of {known}, not {status!r}") from None
     if error_message is not None:
         _check_text("set_status()", "error_message", error_message)
-    scope = _scope_for("set_status()")
+    scope = scope_for("set_status()")
     if scope is not None:
         scope.rollout.set_status(outcome.value, error_message)
 
@@ -354,7 +281,7 @@ def set_error(message: str) -> None:
         InvalidType: it is no str.
     """
     _check_text("set_error()", "message", message)
-    scope = _scope_for("set_error()")
+    scope = scope_for("set_error()")
     if scope is None:
         return
     while scope.closed and scope is not scope.rollout.root and scope.parent is not None:
@@ -367,14 +294,14 @@ def set_error(message: str) -> None:
 
 def increment_turn() -> None:
     """Open the next turn: the next message stands at its start."""
-    scope = _scope_for("increment_turn()")
+    scope = scope_for("increment_turn()")
     if scope is not None:
         scope.rollout.set_turn(scope.rollout.turn + 1)
 
 
 def increment_intra() -> None:
     """Put the next message one place further in its turn than the latest one."""
-    scope = _scope_for("increment_intra()")
+    scope = scope_for("increment_intra()")
     if scope is not None:
         scope.rollout.set_intra(scope.rollout.intra + 1)
 
@@ -387,7 +314,7 @@ def set_turn_index(n: int) -> None:
         InvalidValue: ``n`` is negative.
     """
     _check_index("set_turn_index()", n)
-    scope = _scope_for("set_turn_index()")
+    scope = scope_for("set_turn_index()")
     if scope is not None:
         scope.rollout.set_turn(n)
 
@@ -400,7 +327,7 @@ def set_intra_index(n: int) -> None:
         InvalidValue: ``n`` is negative.
     """
     _check_index("set_intra_index()", n)
-    scope = _scope_for("set_intra_index()")
+    scope = scope_for("set_intra_index()")
     if scope is not None:
         scope.rollout.set_intra(n)
 
@@ -421,8 +348,9 @@ async def flush(timeout: float = 5.0) -> FlushResult:
     Returns:
         What was delivered and what was not.
     """
-    if _state.capture is not None:
-        return _state.capture.result()
+    capture = captured()
+    if capture is not None:
+        return capture.result()
     return await _runtime.flush(timeout)
 
 
@@ -438,58 +366,18 @@ async def shutdown(timeout: float = 10.0) -> FlushResult:
     Returns:
         What was delivered and what was not.
     """
-    if _state.capture is not None:
-        return _state.capture.result()
+    capture = captured()
+    if capture is not None:
+        return capture.result()
     return await _runtime.shutdown(timeout)
 
 
 def stats() -> Stats:
     """How many rows were logged, delivered and dropped, per sink, and what is pending."""
-    if _state.capture is not None:
-        return _state.capture.stats()
+    capture = captured()
+    if capture is not None:
+        return capture.stats()
     return _runtime.stats()
-
-
-def captured() -> Capturing | None:
-    """What stands in for the runtime, if anything does."""
-    return _state.capture
-
-
-def skip_reason(recorder: Recorder, trace_id: str) -> str | None:
-    """Why a new rollout is not recorded: None if it is, empty if its rows are not even counted."""
-    settings = recorder.settings
-    if settings.disabled:
-        return ""
-    if not recorder.accepting:
-        return "journal_full"
-    if settings.sample_rate < 1.0:
-        # By the id, so that all parts of a trace agree, in every process.
-        return None if share_of(trace_id) < settings.sample_rate else "sampled"
-    return None
-
-
-def scope_for_span(depth: int) -> Scope | None:
-    """The scope that a new span belongs to; ``depth`` calls up is the code that opens it."""
-    return _scope_for("span()", depth)
-
-
-def _scope_for(call: str, depth: int = 1) -> Scope | None:
-    """The scope that a call belongs to. Where there is none that is said, once for each place in
-    the program: the one ``depth`` calls above the function that asks."""
-    scope = settle()
-    if scope is not None or active().disabled:
-        return scope
-    if _state.capture is not None:
-        _state.capture.count_outside()
-    else:
-        _runtime.count_outside()
-    frame = calling_frame(depth + 1)
-    site = (frame.f_code.co_filename, frame.f_lineno)
-    if site not in _state.sites and len(_state.sites) < _MAX_SITES:
-        _state.sites.add(site)
-        message = f"{call} was called outside any trace_run, and recorded nothing"
-        warnings.warn_explicit(message, RuntimeWarning, *site)
-    return None
 
 
 def _check_text(call: str, argument: str, value: object) -> None:

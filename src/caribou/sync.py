@@ -41,9 +41,9 @@ from . import (
     set_turn_index,
     stats,
 )
-from ._api import active, captured, scope_for_span, skip_reason
 from ._managers import NullRecorder, SpanManager, TraceManager
 from ._meta import check_meta
+from ._recording import active, captured, scope_for, skip_reason
 from ._rollout import Recorder
 from ._scope import calling_frame
 
@@ -105,7 +105,7 @@ class Span(SpanManager):
     """What ``span`` returns: ``with`` it."""
 
     def __enter__(self) -> None:
-        parent = scope_for_span(depth=2)
+        parent = scope_for("span()")
         if parent is not None:
             self._open(parent, calling_frame(1))
 

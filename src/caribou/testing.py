@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ._api import active, recording_with
+from ._recording import active, recording_with
 from ._redact import Appender
 from ._settings import Settings
 from .delivery.accounting import FlushResult, SinkStats, Stats
