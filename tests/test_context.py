@@ -192,7 +192,7 @@ async def test_contexts_keep_no_contents_alive(caribou_capture: Capture) -> None
 def test_outside_a_rollout_each_place_is_told_once(caribou_capture: Capture) -> None:
     def agent() -> None:
         for _ in range(3):
-            say("lost")
+            log(Message(role="user"))
             caribou.add_tags("lost")
         caribou.set_error("lost")
 
