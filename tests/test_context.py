@@ -7,6 +7,7 @@ import gc
 import os
 import threading
 import weakref
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -252,3 +253,47 @@ def test_a_forked_child_goes_on_with_ids_of_its_own(caribou_capture: Capture) ->
     theirs = {ids[at : at + 16] for at in range(0, len(ids), 16)}
     assert len(theirs) == 2
     assert not mine & theirs
+
+
+def test_a_forked_child_does_not_end_its_parents_rollout(caribou_capture: Capture) -> None:
+    with caribou.sync.trace_run(META):
+        read, write = os.pipe()
+        manager = caribou.sync.span("shared")
+        manager.__enter__()
+        child = os.fork()
+        if child == 0:
+            run = caribou.sync.trace_run(META)
+            run.__enter__()
+            run.__exit__(None, None, None)
+            manager.__exit__(None, None, None)
+            root = current.get()
+            assert root is not None
+            root.rollout.finish(None)
+            statuses = [row["status"] for row in caribou_capture.rows("traces")]
+            os.write(write, " ".join(statuses).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert os.read(read, 1000).decode() == "PENDING PENDING COMPLETED"
+        os.close(read)
+        os.close(write)
+        manager.__exit__(None, None, None)
+    assert [row["status"] for row in caribou_capture.traces] == ["COMPLETED"]
+
+
+@pytest.mark.anyio
+async def test_the_journal_under_every_loop(tmp_path: Path) -> None:
+    async def agent(number: int) -> None:
+        async with trace_run(meta(f"dp-{number}")), span("step"):
+            say("x" * 100_000)
+            await anyio.lowlevel.checkpoint()
+            say("y")
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(20):
+            tasks.start_soon(agent, number)
+    result = await caribou.flush()
+    assert result.complete
+    assert result.sinks["local"].delivered == 20 * 6
+    assert (await caribou.shutdown()).complete
+    await agent(20)
+    assert (await caribou.shutdown()).sinks["local"].delivered == 6

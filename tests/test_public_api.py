@@ -67,6 +67,10 @@ def test_importing_is_light(module: str) -> None:
     assert not loaded(f"import {module}") & heavy
 
 
+def test_the_blocking_side_comes_along() -> None:
+    assert "caribou.sync" in loaded("import caribou\nassert caribou.sync.trace_run")
+
+
 def test_nothing_of_the_hosts_is_taken() -> None:
     program = """
 import logging, random, signal, sys, threading, warnings

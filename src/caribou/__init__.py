@@ -15,6 +15,7 @@ it takes to test a program that logs.
 
 from __future__ import annotations
 
+from . import sync as sync
 from ._api import (
     add_meta,
     add_tags,

@@ -9,25 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import TracebackType
 
-from . import (
-    CaribouError,
-    ConfigurationError,
-    Event,
-    FlushResult,
-    Grade,
-    InvalidType,
-    InvalidValue,
-    JournalError,
-    Message,
-    MissingExtra,
-    RolloutStatus,
-    SinkStats,
-    Stats,
-    StoreError,
-    ToolExecution,
-    TraceMeta,
-    __version__,
-    _runtime,
+from . import _runtime
+from ._api import (
     add_meta,
     add_tags,
     configure,
@@ -46,6 +29,18 @@ from ._meta import check_meta
 from ._recording import active, captured, scope_for, skip_reason
 from ._rollout import Recorder
 from ._scope import calling_frame
+from ._version import __version__
+from .delivery.accounting import FlushResult, SinkStats, Stats
+from .errors import (
+    CaribouError,
+    ConfigurationError,
+    InvalidType,
+    InvalidValue,
+    JournalError,
+    MissingExtra,
+    StoreError,
+)
+from .records import Event, Grade, Message, RolloutStatus, ToolExecution, TraceMeta
 
 __all__ = [
     "CaribouError",
