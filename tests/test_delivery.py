@@ -94,6 +94,10 @@ def no_successor(table: str) -> Stream:
     raise AssertionError(table)
 
 
+def files(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
 class Running:
     """A journal and its delivery in the test's loop."""
 
@@ -154,7 +158,7 @@ async def test_everything_logged_is_delivered_in_order_and_once(tmp_path: Path) 
         await delivery.flush()
         assert sink.rows == list(range(20_000))
         assert delivery.account == (20_000, 20_000, 0, {})
-    assert list(tmp_path.iterdir()) == []
+    assert files(tmp_path) == []
 
 
 async def test_batches_are_bounded_in_bytes_and_end_on_rows(tmp_path: Path) -> None:

@@ -242,7 +242,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from caribou.journal.journal import Journal
-journal = Journal(Path(sys.argv[1]), sinks={}, max_bytes=1 << 30, rolled=lambda: None, successor=None)
+root = Path(sys.argv[1])
+journal = Journal(root, sinks={}, max_bytes=1 << 30, rolled=lambda: None, successor=None)
 stream = journal.streams["spans"]
 stream.append(b'{"seq":1}\\n')
 # Killed in the middle of the copy: the row is in the map, its length is not published.

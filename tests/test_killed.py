@@ -1,4 +1,4 @@
-"""A process logs as fast as it can and is killed; what its calls returned for is delivered, once."""
+"""A process logs as fast as it can and is killed: what calls returned for is delivered, once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ import asyncio, os, struct
 import caribou
 
 async def agent(number):
-    async with caribou.trace_run({"datapoint_id": f"dp-{number}", "run_id": "killed", "phase": "train"}):
+    meta = {"datapoint_id": f"dp-{number}", "run_id": "killed", "phase": "train"}
+    async with caribou.trace_run(meta):
         record = number
         while True:
             content = f"record {record} " + "x" * (record % 977)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 from ..errors import JournalError
@@ -72,7 +73,7 @@ class Dispatcher:
         self._adopted: list[AdoptedSource] = []
         self._rolled = asyncio.Event()
         self._first_look = asyncio.Event()
-        self.adopted_owners = 0
+        self.adopted_owners: int = 0
 
     def accounts(self) -> dict[str, tuple[Ledger, frozenset[str]]]:
         """Each sink's ledger and the tables it takes."""
@@ -95,8 +96,7 @@ class Dispatcher:
                 tasks.create_task(self._upkeep())
                 tasks.create_task(self._adopting())
                 if self._sinks:
-                    # In a thread: it takes a while, and the journal wants upkeep meanwhile.
-                    await asyncio.to_thread(self._load_sinks)
+                    await self._load_sinks()
                 for courier in self._couriers:
                     tasks.create_task(courier.run())
         finally:
@@ -105,10 +105,24 @@ class Dispatcher:
             for sink in self._sinks:
                 await sink.aclose()
 
-    def _load_sinks(self) -> None:
-        with self._importing:
-            for sink in self._sinks:
-                sink.load()
+    async def _load_sinks(self) -> None:
+        """Let the sinks import their libraries, in a thread: it takes a while, and the journal
+        wants upkeep meanwhile. Not in an executor, whose thread would have to be waited for."""
+        loop = asyncio.get_running_loop()
+        loaded = asyncio.Event()
+
+        def load() -> None:
+            try:
+                with self._importing:
+                    for sink in self._sinks:
+                        sink.load()
+            finally:
+                # The loop may have been closed since; then nobody waits.
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(loaded.set)
+
+        threading.Thread(target=load, name="caribou-load", daemon=True).start()
+        await loaded.wait()
 
     async def flush(self, *, recovered: bool = False) -> None:
         """Return when everything logged before the call is settled with every sink; with

@@ -31,7 +31,7 @@ class Gate:
     """Open while the backend answers; otherwise lets one attempt through at a time."""
 
     def __init__(self) -> None:
-        self.failures = 0
+        self.failures: int = 0
         self._opens = 0.0
         self._not_before = 0.0
         self._probing = False

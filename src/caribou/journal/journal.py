@@ -48,8 +48,8 @@ class Journal:
         none, segments stay for good (they are the local store). Where ``root`` cannot be written
         the journal is kept in memory, with one warning.
         """
-        self.accepting = True
-        self.max_bytes = max_bytes
+        self.accepting: bool = True
+        self.max_bytes: int = max_bytes
         self.owner: Owner | None = None
         self._numbers = dict.fromkeys(TABLES, 0)
         self._other_bytes = 0
@@ -66,7 +66,9 @@ class Journal:
                     root,
                     error.strerror,
                 )
-        self.streams = {table: Stream(table, self._make, rolled, successor) for table in TABLES}
+        self.streams: dict[str, Stream] = {
+            table: Stream(table, self._make, rolled, successor) for table in TABLES
+        }
 
     @property
     def folder(self) -> Path | None:

@@ -66,11 +66,11 @@ class Segment:
         Raises:
             OSError: the disk or its quota is full, or the folder cannot be written.
         """
-        self.table = table
-        self.number = number
-        self.size = size
-        self.folder = folder
-        self.sealed = False
+        self.table: str = table
+        self.number: int = number
+        self.size: int = size
+        self.folder: Path | None = folder
+        self.sealed: bool = False
         self._length: int | None = None
         self._map: mmap.mmap | None
         if folder is None:
@@ -84,7 +84,7 @@ class Segment:
                 self._map.close()
                 os.unlink(self.path)
                 raise
-        self.commit = memoryview(self._commit_map).cast("Q")
+        self.commit: memoryview[int] = memoryview(self._commit_map).cast("Q")
 
     def __repr__(self) -> str:
         return f"<Segment {self.table}-{self.number:08d} {self.committed} of {self.size} bytes>"

@@ -54,8 +54,8 @@ class Stream:
     ) -> None:
         """``make(table, size)`` gives a fresh segment and never fails; ``rolled`` is told when a
         segment was sealed; ``successor(table)`` is the stream to use once this one is closed."""
-        self.table = table
-        self.rows = 0
+        self.table: str = table
+        self.rows: int = 0
         self.segments: list[Segment] = []
         self.standby: deque[Segment] = deque()
         self._make = make

@@ -26,9 +26,9 @@ def harmless(text: str) -> str:
 class Console:
     """Writes spans to ``stream`` (standard error by default), in colour on a terminal."""
 
-    name = "console"
-    target = "console"
-    tables = frozenset({"spans"})
+    name: str = "console"
+    target: str = "console"
+    tables: frozenset[str] = frozenset({"spans"})
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
