@@ -4,9 +4,10 @@
 
 90 agents log 900 records per second through a proxy to the current ClickHouse engine behind HTTP
 (extra ``local``), or with ``--real`` to Debian's ``clickhouse-server``. Each scenario of the tests'
-``support.scenarios`` lasts ``--seconds`` ("down in mid-run": ``--down``) and is healed. Each runs in a fresh process. For each the table shows the deadline of ``flush(2)`` during
-the fault, the loop's lag before (without Caribou) and during it, the growth of memory over it, the
-account, and how many records are stored and read, once and twice.
+``support.scenarios`` lasts ``--seconds`` ("down in mid-run": ``--down``) and is then healed. Each
+runs in a fresh process. For each the table shows the deadline of ``flush(2)`` during the fault, the
+loop's lag before (without Caribou) and during it, the growth of memory over it, the account, and
+how many records are stored and read, once and twice.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from caribou.journal import segment as segment_module
+from caribou.journal.cursor import Cursor, InFlight
 from caribou.journal.journal import TABLES, Journal
 from caribou.journal.owner import Owner, is_alive, owner_folders
 from caribou.journal.reader import cut_rows, read_rows, segment_files, set_aside_torn
@@ -359,6 +360,27 @@ def test_a_batch_that_is_full_at_the_end_of_a_chunk_ends_on_a_row_too() -> None:
     data = b"".join(row(number, 100 << 10) for number in range(6))
     end, rows = cut_rows(memoryview(data), 0, len(data), 2)
     assert (rows, sequence(data[:end])) == (2, [0, 1])
+
+
+def test_a_cursor_survives_a_write_that_was_cut_short(tmp_path: Path) -> None:
+    cursor = Cursor(tmp_path, "sink")
+    for end in (100, 200, 300):
+        cursor.sending("spans", 1, InFlight(end - 100, end, 5))
+        cursor.acknowledge("spans", 1, end)
+    path = tmp_path / "sink.cursor"
+    data = bytearray(path.read_bytes())
+    assert Cursor(tmp_path, "sink").acknowledged("spans", 1) == 300
+    # Tear each of the two copies in turn; the other one counts.
+    for at, expected in ((0, {200, 300}), (len(data) // 2, {200, 300})):
+        torn = data[:]
+        torn[at + 20 : at + 24] = b"????"
+        path.write_bytes(torn)
+        found = Cursor(tmp_path, "sink")
+        behind = found.in_flight("spans", 1)
+        assert found.acknowledged("spans", 1) in expected
+        assert behind is None or behind == InFlight(200, 300, 5)
+    path.write_bytes(b"nonsense")
+    assert Cursor(tmp_path, "sink").acknowledged("spans", 1) == 0
 
 
 def test_every_table_has_a_stream(tmp_path: Path) -> None:

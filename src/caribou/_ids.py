@@ -11,7 +11,7 @@ from typing import Final
 
 __all__ = ["new_span_id", "new_trace_id", "share_of", "to_trace_id"]
 
-_POOL_SIZE: Final = 128
+_POOL_SIZE: Final = 1024
 _cut: Final = struct.Struct("16s" * _POOL_SIZE).unpack
 _OTEL_TRACE_ID: Final = re.compile(r"[0-9a-fA-F]{32}")
 

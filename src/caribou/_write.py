@@ -23,23 +23,30 @@ __all__ = ["WRITERS", "base_record"]
 
 _MAX_STATUS_MESSAGE: Final = 1024
 
-# Kept so that a common role costs one look-up.
-_message_labels: Final = {
-    role: labels("message", f"message.{role}") for role in ("user", "assistant", "system", "tool")
+# What a role means for a turn, kept so that a common one costs one look-up: its label, whether it
+# opens a turn once the model has answered, and whether it is the answer.
+_ROLES: Final = {
+    role: (labels("message", f"message.{role}"), role != "tool", role == "assistant")
+    for role in ("user", "assistant", "system", "tool")
 }
 
-_NO_EXTRAS: Final = (None,) * (len(Message.__struct_fields__) - 2)
+_FIELDS: Final = len(Message.__struct_fields__)
 
 _ROW: Final = b'%b,"seq":%d,"span_id":"%b",%b,%b,"turn_index":%d,"intra_index":%d%b%b\n'
+
+
+# The second that times were last taken in: its start in nanoseconds, and it as the start of a time.
+# Most calls of a busy program fall into the same one, and only the fraction is to be written.
+_second: tuple[int, bytes] = (0, b"")
 
 
 def _write_message(scope: Scope, message: Message) -> None:
     bare, body, notes = False, b"", b""
     try:
-        # Most messages are a role and a text. One look at all other fields finds that out.
+        # Most messages are a role and a text. One look at all fields finds that out.
         values = astuple(message)
-        if values[2:] == _NO_EXTRAS:
-            role, content = values[:2]
+        if values.count(None) == _FIELDS - 2:
+            role, content = values[0], values[1]
             if type(content) is str and len(content) <= MAX_STRING and type(role) is str:
                 body = encode(message)
                 bare = len(body) <= MAX_STRING
@@ -50,12 +57,12 @@ def _write_message(scope: Scope, message: Message) -> None:
         message, body, notes = message_body(message)
     rollout = scope.rollout
     role = message.role
-    label = _message_labels.get(role) or labels("message", f"message.{role}")
+    label, opens, answers = _ROLES.get(role) or (labels("message", f"message.{role}"), False, False)
     seq = rollout.next_seq()
     if bare or message.grader_name is None:
         # Several threads may be in here at once, but not between these assignments: there is no
         # call and no loop among them (see ``_rollout``).
-        if rollout.answered and (role == "user" or role == "assistant" or role == "system"):
+        if opens and rollout.answered:
             rollout.answered = False
             rollout.next_intra = 0
             rollout.turn += 1
@@ -63,7 +70,7 @@ def _write_message(scope: Scope, message: Message) -> None:
         rollout.next_intra = intra + 1
         turn = rollout.turn
         rollout.messages += 1
-        if role == "assistant":
+        if answers:
             rollout.answered = True
             rollout.turns += 1
     else:
@@ -72,16 +79,18 @@ def _write_message(scope: Scope, message: Message) -> None:
         grader = f"grader.{message.grader_name}"
         label = labels(grader, grader)
     if bare:
-        now = b"%019d" % time_ns()
+        start, second = _second
+        now = time_ns()
+        if not 0 <= now - start < 1_000_000_000:
+            start, second = _new_second(now)
         scope.append(
-            b'%b,"seq":%d,"span_id":"%b","start_time":"%b.%b",%b,'
-            b'"turn_index":%d,"intra_index":%d,%b\n'
+            b'%b,"seq":%d,"span_id":"%b",%b%09d",%b,"turn_index":%d,"intra_index":%d,%b\n'
             % (
                 scope.prefix,
                 seq,
                 _ids.new_span_id(),
-                now[:-9],
-                now[-9:],
+                second,
+                now - start,
                 label,
                 turn,
                 intra,
@@ -92,6 +101,14 @@ def _write_message(scope: Scope, message: Message) -> None:
     rollout.add_usage(message)
     span_id = _ids.new_span_id()
     _append(scope, seq, span_id, message.duration_ms, label, turn, intra, notes, body)
+
+
+def _new_second(now: int) -> tuple[int, bytes]:
+    global _second
+    seconds = now // 1_000_000_000
+    # One assignment of both: another thread may be reading.
+    _second = (seconds * 1_000_000_000, b'"start_time":"%010d.' % seconds)
+    return _second
 
 
 def _write_tool(scope: Scope, tool: ToolExecution) -> None:

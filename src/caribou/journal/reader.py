@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from .segment import BLANKING
+
 __all__ = [
     "SegmentFile",
     "count_rows",
@@ -45,7 +47,16 @@ class SegmentFile(NamedTuple):
             word = self.commit_path.read_bytes()
         except OSError:
             return 0
-        return struct.unpack("=Q", word)[0] if len(word) == 8 else 0
+        length = struct.unpack("=Q", word)[0] if len(word) == 8 else 0
+        return 0 if length == BLANKING else length
+
+    @property
+    def blanking(self) -> bool:
+        """Whether it was being made, or blanked for use again: no row in it is owed."""
+        try:
+            return struct.unpack("=Q", self.commit_path.read_bytes())[0] == BLANKING
+        except (OSError, struct.error):
+            return True
 
 
 def segment_files(folder: Path) -> list[SegmentFile]:
@@ -65,8 +76,8 @@ def segment_files(folder: Path) -> list[SegmentFile]:
 def read_rows(segment: SegmentFile, start: int) -> bytes:
     """The rows committed after byte ``start``; empty when there are none or the segment is gone.
 
-    The owner may use a delivered segment again at any time. It removes the committed length before
-    it does, so what was read counts only if the same file of the length is there afterwards.
+    The owner may use a delivered segment again at any time. It takes the committed length back
+    before it does, so what was read counts only if that length still stands afterwards.
     """
     try:
         before = os.stat(segment.commit_path).st_ino
@@ -76,7 +87,7 @@ def read_rows(segment: SegmentFile, start: int) -> bytes:
         with segment.path.open("rb") as file:
             file.seek(start)
             data = file.read(end - start)
-        if os.stat(segment.commit_path).st_ino != before:
+        if os.stat(segment.commit_path).st_ino != before or segment.committed() < end:
             return b""
     except OSError:
         return b""
@@ -99,8 +110,7 @@ def set_aside_torn(segment: SegmentFile) -> bytes:
 
     Only for the segment of an owner that was adopted. ``log()`` had not returned for this row.
     """
-    if not segment.commit_path.exists():
-        # It was being made, or being blanked for use again: no row in it is still owed.
+    if segment.blanking:
         return b""
     end = segment.committed()
     with segment.path.open("r+b") as file:

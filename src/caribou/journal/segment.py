@@ -17,15 +17,23 @@ from pathlib import Path
 
 __all__ = ["Segment"]
 
-_FILL = b"\n" * (1 << 18)
+_CHUNK = b"\n" * (1 << 18)
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+# Stands in the place of the length while a delivered segment is blanked: it has no rows, and what
+# is left in it is nobody's.
+BLANKING = 1 << 63
 
 
 def _fill(fd: int, end: int) -> None:
-    """Newlines over ``[0, end)``. ``pwrite`` releases the GIL, a store into a map does not."""
+    """Newlines over ``[0, end)``, in one system call: after each, the thread queues for the GIL."""
     at = 0
     while at < end:
-        at += os.pwrite(fd, _FILL[: end - at], at)
+        whole, rest = divmod(end - at, len(_CHUNK))
+        if hasattr(os, "pwritev"):
+            at += os.pwritev(fd, [_CHUNK] * whole + [_CHUNK[:rest]], at)
+        else:
+            at += os.pwrite(fd, _CHUNK if whole else _CHUNK[:rest], at)
 
 
 def _create(path: Path, content: int) -> mmap.mmap:
@@ -138,12 +146,11 @@ class Segment:
         end = self.committed
         if self.folder is None:
             self.map[:end] = b"\n" * end
-            self.commit[0] = 0
         else:
-            old = self.path
-            os.unlink(self.commit_path)
-            if self._length is None:
-                self._release_commit()
+            old, old_commit = self.path, self.commit_path
+            if self._length is not None:
+                self._open_commit()
+            self.commit[0] = BLANKING
             fd = os.open(old, os.O_RDWR | os.O_CLOEXEC)
             try:
                 _fill(fd, end)
@@ -151,9 +158,8 @@ class Segment:
                 os.close(fd)
             self.number = number
             os.rename(old, self.path)
-            self._commit_map = _create(self.commit_path, 0)
-            self.commit = memoryview(self._commit_map).cast("Q")
-            self._length = None
+            os.rename(old_commit, self.commit_path)
+        self.commit[0] = 0
         self.number = number
         self.sealed = False
 
@@ -175,6 +181,15 @@ class Segment:
         if self.folder is not None:
             self.commit_path.unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
+
+    def _open_commit(self) -> None:
+        fd = os.open(self.commit_path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._commit_map = mmap.mmap(fd, 8)
+        finally:
+            os.close(fd)
+        self.commit = memoryview(self._commit_map).cast("Q")
+        self._length = None
 
     def _unmap(self) -> bool:
         """False when a view is still out, of a send under way; the map then stays with it."""
