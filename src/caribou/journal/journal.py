@@ -26,7 +26,7 @@ _logger = logging.getLogger("caribou")
 # A burst of the one busy table fills a segment faster than one is made while callers hold the GIL.
 _STANDBY = {"spans": 2}
 # The segment being written, and what a healthy sink is just taking.
-_KEPT_MAPPED = 3
+_KEPT_MAPPED = 2
 _WARNING_INTERVAL = 300.0
 
 
