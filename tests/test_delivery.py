@@ -133,7 +133,7 @@ class Running:
     def account(self) -> tuple[int, int, int, dict[str, int]]:
         """logged, delivered, pending, dropped; pending is counted from what is in the journal."""
         ledger, _ = self.dispatcher.accounts()[self.sink.name]
-        stats = ledger.stats(self.journal.streams["spans"].rows, Counter())
+        stats = ledger.stats(lambda: self.journal.streams["spans"].rows, Counter())
         return stats.logged, stats.delivered, stats.pending, stats.dropped
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Callable
-from itertools import chain
 from typing import Final
 
 __all__ = ["new_span_id", "new_trace_id", "share_of", "to_trace_id"]
@@ -41,24 +39,18 @@ def _hash(text: str, size: int) -> bytes:
     return blake2b(data, digest_size=size, person=b"caribou-trace").digest()
 
 
-def _batch() -> tuple[bytes, ...]:
-    return _cut(os.urandom(8 * _POOL_SIZE).hex().encode())
+_pool: list[bytes] = []
 
 
-def _pool() -> Callable[[], bytes]:
-    # One system call an id is dear, and so is a function of Python's: this is neither. No two
-    # threads get the same id; two that need a batch at once waste one.
-    return chain.from_iterable(iter(_batch, None)).__next__
-
-
-new_span_id: Callable[[], bytes] = _pool()
-"""16 lower-case hex digits. Call it as ``_ids.new_span_id()``: a forked child has another one."""
-
-
-def _renew_pool() -> None:
-    global new_span_id
-    new_span_id = _pool()
+def new_span_id() -> bytes:
+    """16 lower-case hex digits."""
+    # A system call for each would be dear. Taking from a list is one step to other threads.
+    try:
+        return _pool.pop()
+    except IndexError:
+        _pool.extend(_cut(os.urandom(8 * _POOL_SIZE).hex().encode()))
+        return new_span_id()
 
 
 # What is left of the pool belongs to the parent process.
-os.register_at_fork(after_in_child=_renew_pool)
+os.register_at_fork(after_in_child=_pool.clear)

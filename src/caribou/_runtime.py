@@ -8,7 +8,6 @@ what it inherited and makes its own. At interpreter exit a bounded flush runs.
 from __future__ import annotations
 
 import atexit
-import importlib
 import logging
 import os
 import sys
@@ -16,6 +15,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -76,7 +77,6 @@ class Runtime:
             successor=_successor,
         )
         self._local = not sinks
-        _register_exit()
         # asyncio is imported here, by the first rollout, and not by `import caribou`.
         from .delivery.dispatcher import Dispatcher
         from .delivery.io_thread import IOThread
@@ -89,9 +89,10 @@ class Runtime:
             batch_bytes=settings.batch_bytes,
             batch_rows=settings.batch_rows,
             batch_age=settings.batch_age,
-            importing=_lock,
+            importing=_import_lock,
         )
-        self._io = IOThread(self._dispatcher.run)
+        self._closes_journal = False
+        self._io = IOThread(self._dispatcher.run, self._ended)
         # Before the first row, so that no caller ever has to make a segment itself.
         self.journal.upkeep()
         self._io.start()
@@ -132,7 +133,8 @@ class Runtime:
             return {"local": stored}
         accounts: dict[str, SinkStats] = {}
         for name, (ledger, tables) in self._dispatcher.accounts().items():
-            rows = sum(self.streams[table].rows for table in tables)
+            streams = [self.streams[table] for table in tables]
+            rows = partial(sum, (stream.rows for stream in streams))
             accounts[name] = ledger.stats(rows, refused)
         return accounts
 
@@ -179,12 +181,20 @@ class Runtime:
         if ended:
             self.journal.close(delivered=complete and self._dispatcher.delivered)
         else:
-            _logger.debug("The I/O thread did not stop in time; the journal stays with it.")
+            # It holds on to the journal until it does end.
+            self._closes_journal = True
+            if not self._io.alive:
+                self._ended()
         return FlushResult(complete=complete, seconds=time.monotonic() - began, sinks=sinks)
 
     def abandon(self) -> None:
         """In a forked child."""
         self.journal.abandon()
+        self._dispatcher.abandon()
+
+    def _ended(self) -> None:
+        if self._closes_journal:
+            self.journal.close(delivered=False)
 
     def _rolled(self) -> None:
         self._io.call(self._dispatcher.rolled)
@@ -216,15 +226,28 @@ def _watching_sinks(settings: Settings) -> list[Sink]:
     return [Console()]
 
 
-# Held while a runtime is made and while its modules are imported, and across every fork: a child
-# that was forked in the middle of an import can never import that module.
+class _Retirement(threading.Thread):
+    """The end of a runtime that ``configure()`` has replaced, in the background."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        super().__init__(name="caribou-retire", daemon=True)
+        self.runtime = runtime
+        self.complete = False
+
+    def run(self) -> None:
+        self.complete = self.runtime.close(RETIRE_TIMEOUT).complete
+
+
+# Held while a runtime is made or replaced.
 _lock = threading.RLock()
+# Held while the I/O thread imports what it needs. Both are held across every fork: a child that was
+# forked in the middle of an import can never import that module.
+_import_lock = threading.RLock()
 _current: Runtime | None = None
 _settings: Settings | None = None
 _last_stats: dict[str, SinkStats] = {}
-_retiring: list[threading.Thread] = []
+_retiring: list[_Retirement] = []
 _inherited: list[Runtime] = []
-_exit_registered = False
 
 
 def current() -> Runtime:
@@ -263,11 +286,9 @@ def reconfigure(settings: Settings) -> None:
             previous.settings = settings
             return
         _current = None
-        thread = threading.Thread(
-            target=previous.close, args=(RETIRE_TIMEOUT,), name="caribou-retire", daemon=True
-        )
-        _retiring.append(thread)
-    thread.start()
+        retirement = _Retirement(previous)
+        retirement.start()
+        _retiring.append(retirement)
 
 
 def _needs(settings: Settings) -> Settings:
@@ -300,38 +321,46 @@ def count_outside() -> None:
 
 def flush_blocking(timeout: float = 5.0) -> FlushResult:
     """As :func:`flush`, blocking the calling thread."""
-    deadline = time.monotonic() + timeout
-    _wait_for_retiring(deadline)
+    began = time.monotonic()
     runtime = _current
     if runtime is None:
-        return FlushResult(complete=True, seconds=0.0, sinks=_last_stats)
+        return _result(began, timeout, None)
     lost = not runtime.alive
     if lost:
         # The successor of a lost I/O thread delivers what that one left in the journal.
         runtime = _make()
-    return runtime.flush(deadline - time.monotonic(), recovered=lost)
+    return _result(began, timeout, runtime.flush(timeout, recovered=lost))
 
 
 def shutdown_blocking(timeout: float = 10.0) -> FlushResult:
     """As :func:`shutdown`, blocking the calling thread."""
     global _current, _last_stats
-    deadline = time.monotonic() + timeout
+    began = time.monotonic()
     with _lock:
         runtime, _current = _current, None
-    _wait_for_retiring(deadline)
     if runtime is None:
-        return FlushResult(complete=True, seconds=0.0, sinks=_last_stats)
-    result = runtime.close(deadline - time.monotonic())
+        return _result(began, timeout, None)
+    result = runtime.close(timeout)
     _last_stats = result.sinks
-    return result
+    return _result(began, timeout, result)
 
 
-def _wait_for_retiring(deadline: float) -> None:
-    while _retiring and time.monotonic() < deadline:
-        thread = _retiring[0]
-        thread.join(max(0.0, deadline - time.monotonic()))
-        if not thread.is_alive():
-            _retiring.remove(thread)
+def _result(began: float, timeout: float, result: FlushResult | None) -> FlushResult:
+    """The result of a call that began then: what the current runtime says, and whether those that
+    ``configure()`` replaced got rid of theirs in the time that is left."""
+    complete = True
+    for retirement in tuple(_retiring):
+        retirement.join(max(0.0, began + timeout - time.monotonic()))
+        if not retirement.is_alive():
+            with suppress(ValueError):
+                _retiring.remove(retirement)
+        complete = complete and retirement.complete
+    sinks = _last_stats if result is None else result.sinks
+    if result is None:
+        complete = complete and not any(sink.pending for sink in sinks.values())
+    else:
+        complete = complete and result.complete
+    return FlushResult(complete=complete, seconds=time.monotonic() - began, sinks=sinks)
 
 
 async def flush(timeout: float = 5.0) -> FlushResult:
@@ -341,7 +370,7 @@ async def flush(timeout: float = 5.0) -> FlushResult:
         timeout: seconds; the call returns by then, whatever the backend does, and the result
             says what is pending. Cancelling it loses nothing.
     """
-    if _current is None:
+    if _current is None and not _retiring:
         return flush_blocking(timeout)
     return await _in_thread(lambda: flush_blocking(timeout))
 
@@ -355,7 +384,7 @@ async def shutdown(timeout: float = 10.0) -> FlushResult:
     Args:
         timeout: seconds; the call returns by then, whatever the backend does.
     """
-    if _current is None:
+    if _current is None and not _retiring:
         return shutdown_blocking(timeout)
     return await _in_thread(lambda: shutdown_blocking(timeout))
 
@@ -435,16 +464,30 @@ async def _in_thread(function: Callable[[], T]) -> T:
     return await asyncio.wrap_future(future)
 
 
+def _before_fork() -> None:
+    _lock.acquire()
+    _import_lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    _import_lock.release()
+    _lock.release()
+
+
 def _after_fork_in_child() -> None:
-    global _current, _lock
+    global _current, _lock, _import_lock
     _lock = threading.RLock()
+    _import_lock = threading.RLock()
+    inherited = [retirement.runtime for retirement in _retiring]
     _retiring.clear()
-    runtime, _current = _current, None
-    if runtime is not None:
+    if _current is not None:
+        inherited.append(_current)
+        _current = None
+    for runtime in inherited:
         runtime.abandon()
-        # Never collected: closing the copy of its event loop would take the parent's file
-        # descriptors out of the epoll instance that both share.
-        _inherited.append(runtime)
+    # Never collected: closing the copy of an event loop would take the parent's file descriptors
+    # out of the epoll instance that both share.
+    _inherited.extend(inherited)
 
 
 def _at_exit() -> None:
@@ -455,22 +498,12 @@ def _at_exit() -> None:
         _logger.debug("The flush at exit failed", exc_info=True)
 
 
-def _register_exit() -> None:
-    """Flush at interpreter exit, while executors still work (name resolution needs one).
-
-    Executors are shut down before ``atexit`` callbacks run. The hook that concurrent.futures
-    itself uses runs earlier, last registered first, so its own registration has to come before.
-    """
-    global _exit_registered
-    if not _exit_registered:
-        importlib.import_module("concurrent.futures.thread")
-        _exit_registered = True
-        getattr(threading, "_register_atexit", atexit.register)(_at_exit)
-
-
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=lambda: _lock.acquire(),
-        after_in_parent=lambda: _lock.release(),
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
         after_in_child=_after_fork_in_child,
     )
+# After threads that outlive the main one were joined, and after the program's own callbacks, which
+# are registered later. Executors are gone by then; the I/O thread uses none.
+atexit.register(_at_exit)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import msgspec
 
@@ -82,13 +83,13 @@ class Ledger:
         self.dropped: Counter[str] = Counter()
         self.last_error: str | None = None
 
-    def stats(self, own_rows: int, refused: Counter[str]) -> SinkStats:
+    def stats(self, own_rows: Callable[[], int], refused: Counter[str]) -> SinkStats:
         """The account, given the rows this process appended and those refused before that."""
-        # Read what only grows by moving rows out of ``pending`` first, so that a concurrent
-        # acknowledgement shows as pending for a moment and never as a negative number.
+        # What left ``pending`` is read before what entered it, so that what is logged and
+        # delivered meanwhile shows as pending for a moment, and never as a negative number.
         dropped = self.dropped + refused
         delivered = self.delivered
-        logged = own_rows + self.recovered + refused.total()
+        logged = own_rows() + self.recovered + refused.total()
         return SinkStats(
             logged=logged,
             recovered=self.recovered,

@@ -89,12 +89,25 @@ class Courier:
             ticket = self._asked
             full_only, self._all_due = not self._all_due, False
             own, *adopted = self._sources()
-            await self._pass(own, full_only=full_only)
-            self._finished = ticket
-            self._pass_ended.set()
-            self._pass_ended = asyncio.Event()
-            for source in adopted:
-                await self._pass(source, interruptible=True)
+            try:
+                await self._pass(own, full_only=full_only)
+                self._finished = ticket
+                self._pass_ended.set()
+                self._pass_ended = asyncio.Event()
+                for source in adopted:
+                    await self._pass(source, interruptible=True)
+            except Exception as error:
+                # A defect, or a journal that somebody deletes: say so, and go on with the rest.
+                self._link.notices.warn(
+                    f"{self.table}:defect",
+                    "Rows of %s are held up by an error (%s: %s) and tried again.",
+                    self.table,
+                    type(error).__name__,
+                    error,
+                )
+                self._link.ledger.last_error = f"{type(error).__name__}: {error}"
+                await self._pause(backoff(3))
+                self.call()
 
     async def _pass(
         self, source: Source, *, full_only: bool = False, interruptible: bool = False
@@ -103,25 +116,39 @@ class Courier:
         an interruptible pass ends after a batch when one of this process's own is due."""
         if self._link.sink.name not in source.cursors:
             return
+        lost: OSError | None = None
         for segment in source.segments(self.table):
             if full_only and not segment.sealed:
                 continue
-            cursor = source.cursors[self._link.sink.name]
-            upto = segment.committed
-            start = cursor.acknowledged(self.table, segment.number)
-            while start < upto:
-                if interruptible and self._due.is_set():
+            try:
+                if not await self._deliver(source, segment, interruptible=interruptible):
                     return
-                in_doubt = cursor.in_flight(self.table, segment.number)
-                if in_doubt is not None and in_doubt.start == start:
-                    # The process that sent these bytes did not live to hear the answer.
-                    await self._settle(source, segment, in_doubt, in_doubt=True)
-                    start = in_doubt.end
-                else:
-                    batch = self._next_batch(segment, start, upto)
-                    await self._settle(source, segment, batch)
-                    start = batch.end
-            source.settle(segment)
+            except FileNotFoundError as error:
+                # Somebody deleted the journal: what is behind this segment is delivered even so.
+                lost = error
+            else:
+                source.settle(segment)
+        if lost is not None:
+            raise lost
+
+    async def _deliver(self, source: Source, segment: Readable, *, interruptible: bool) -> bool:
+        """Deliver what one segment holds; False when it was left for rows that are due."""
+        cursor = source.cursors[self._link.sink.name]
+        upto = segment.committed
+        start = cursor.acknowledged(self.table, segment.number)
+        while start < upto:
+            if interruptible and self._due.is_set():
+                return False
+            in_doubt = cursor.in_flight(self.table, segment.number)
+            if in_doubt is not None and in_doubt.start == start:
+                # The process that sent these bytes did not live to hear the answer.
+                await self._settle(source, segment, in_doubt, in_doubt=True)
+                start = in_doubt.end
+            else:
+                batch = self._next_batch(segment, start, upto)
+                await self._settle(source, segment, batch)
+                start = batch.end
+        return True
 
     def _next_batch(self, segment: Readable, start: int, upto: int) -> InFlight:
         end = min(upto, start + self._link.batch_bytes)
@@ -170,10 +197,12 @@ class Courier:
         link = self._link
         trouble = link.sink.name
         misconfigured = 0
+        shortages = 0
         while True:
+            rows = segment.map
             await link.gate.wait()
             try:
-                with memoryview(segment.map)[part.start : part.end] as data:
+                with memoryview(rows)[part.start : part.end] as data:
                     batch = Batch(
                         table=self.table,
                         batch_id=f"{source.name}:{self.table}:{segment.number}:{part.start}-{part.end}",
@@ -188,7 +217,14 @@ class Courier:
                 raise
             except (Poison, TooLarge) as refusal:
                 link.gate.passed()
-                return refusal
+                if refusal.retry_after is None:
+                    return refusal
+                # The backend is short of something now: ask for less, and not at once.
+                link.ledger.last_error = refusal.reason
+                shortages += 1
+                await self._pause(max(refusal.retry_after, backoff(shortages)))
+                if part.rows > 1:
+                    return refusal
             except Misconfigured as error:
                 # One table's trouble with a right or a setting leaves the other tables alone.
                 link.gate.passed()

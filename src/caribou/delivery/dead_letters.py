@@ -5,6 +5,7 @@ They are on disk before they count as dropped, and their neighbours go on withou
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -58,9 +59,11 @@ class DeadLetters:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         fd = os.open(self._folder / name, flags, 0o600)
         try:
-            # One write call: another process appending to the file never comes in between.
+            before = os.fstat(fd).st_size
             if os.write(fd, data) != len(data):
-                raise OSError("the disk took only a part of a dead letter")
+                # Nobody else writes to the file of this owner: take the part back.
+                os.ftruncate(fd, before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(fd)
 

@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
-from ..errors import JournalError
 from ..journal.journal import Journal
-from ..journal.owner import Owner, owner_folders, read_info
-from ..journal.reader import segment_files, set_aside_torn
 from ..sinks.base import Sink
 from .accounting import Ledger
+from .adoption import Adoption
 from .courier import Courier, Link
 from .dead_letters import DeadLetters
-from .source import AdoptedSource, OwnSource, Source
+from .source import OwnSource, Source
 
 __all__ = ["Dispatcher"]
 
@@ -52,12 +50,9 @@ class Dispatcher:
         ``importing`` is held while the sinks import their libraries.
         """
         self._journal = journal
-        self._root = root
         self._sinks = sinks
         self._importing = importing or nullcontext()
-        self._durable = durable
         self._batch_age = batch_age
-        self._adopt_any = adopt_any
         tables = {sink.name: sink.tables for sink in sinks}
         dead_letters = DeadLetters(root)
         self._own = OwnSource(journal, tables, durable)
@@ -69,11 +64,11 @@ class Dispatcher:
             for link in self._links
             for table in sorted(link.sink.tables)
         ]
-        self._dead_letters = dead_letters
-        self._adopted: list[AdoptedSource] = []
+        self._adoption = Adoption(
+            root, lambda: journal.folder, self._links, durable, dead_letters, adopt_any=adopt_any
+        )
         self._rolled = asyncio.Event()
         self._first_look = asyncio.Event()
-        self.adopted_owners: int = 0
 
     def accounts(self) -> dict[str, tuple[Ledger, frozenset[str]]]:
         """Each sink's ledger and the tables it takes."""
@@ -82,6 +77,15 @@ class Dispatcher:
     def rolled(self) -> None:
         """A segment was sealed: a standby is to be made, and a full batch waits."""
         self._rolled.set()
+
+    @property
+    def adopted_owners(self) -> int:
+        """How many folders of dead processes were taken over."""
+        return self._adoption.owners
+
+    def abandon(self) -> None:
+        """In a forked child: let go of what is the parent's."""
+        self._adoption.abandon()
 
     @property
     def delivered(self) -> bool:
@@ -100,8 +104,7 @@ class Dispatcher:
                 for courier in self._couriers:
                     tasks.create_task(courier.run())
         finally:
-            for source in self._adopted:
-                source.close()
+            self._adoption.close()
             for sink in self._sinks:
                 await sink.aclose()
 
@@ -130,14 +133,17 @@ class Dispatcher:
         await asyncio.gather(*(courier.everything() for courier in self._couriers))
         if recovered and self._couriers:
             await self._first_look.wait()
-            while self._adopted:
+            adoption = self._adoption
+            while adoption.sources or adoption.more:
                 # A pass gives way to own rows, so it may take several.
                 await asyncio.gather(*(courier.everything() for courier in self._couriers))
                 await asyncio.sleep(0.02)
-                self._close_finished()
+                adoption.close_finished()
+                if adoption.more:
+                    await adoption.look()
 
     def _sources(self) -> Sequence[Source]:
-        return [self._own, *self._adopted]
+        return [self._own, *self._adoption.sources]
 
     async def _ticking(self) -> None:
         while True:
@@ -156,71 +162,21 @@ class Dispatcher:
                 self._rolled.clear()
                 for courier in self._couriers:
                     courier.call(full_only=True)
-            self._journal.upkeep()
-            for stream in self._journal.streams.values():
-                for segment in tuple(stream.segments):
-                    self._own.settle(segment)
+            try:
+                self._journal.upkeep()
+                for stream in self._journal.streams.values():
+                    for segment in tuple(stream.segments):
+                        self._own.settle(segment)
+            except OSError as error:
+                # Callers make their segments themselves until this works again.
+                _logger.debug("The upkeep of the journal failed: %s", error)
 
     async def _adopting(self) -> None:
         while True:
-            try:
-                await self._look_for_dead()
-            except OSError as error:
-                _logger.warning("What dead processes left cannot be read: %s", error)
+            await self._adoption.look()
+            self._journal.count_others(self._adoption.other_bytes)
             self._first_look.set()
-            await asyncio.sleep(ADOPTION_INTERVAL)
-            self._close_finished()
-
-    async def _look_for_dead(self) -> None:
-        """Adopt the folders of dead processes whose rows were meant for where ours go."""
-        if self._root is None:
-            return
-        others = 0
-        for folder in owner_folders(self._root):
-            if folder == self._journal.folder:
-                continue
-            if any(source.owner.folder == folder for source in self._adopted):
-                continue
-            if not self._is_ours(folder) or (owner := Owner.adopt(folder)) is None:
-                others += sum(file.path.stat().st_size for file in segment_files(folder))
-                continue
-            await self._adopt(owner)
-            # One after another, so that the loop stays free.
-            await asyncio.sleep(0)
-        self._journal.count_others(others)
-
-    def _is_ours(self, folder: Path) -> bool:
-        if self._adopt_any:
-            return bool(self._durable)
-        try:
-            sinks = read_info(folder).sinks
-        except JournalError:
-            return False
-        return any(self._durable.get(name) == target for name, target in sinks.items())
-
-    async def _adopt(self, owner: Owner) -> None:
-        tables = {
-            link.sink.name: link.sink.tables
-            for link in self._links
-            if link.sink.name in self._durable
-            and (self._adopt_any or owner.info.sinks.get(link.sink.name) == link.sink.target)
-        }
-        for file in segment_files(owner.folder):
-            torn = set_aside_torn(file)
-            if torn:
-                self._dead_letters.add_torn(owner.name, file.table, file.number, torn)
-        source = AdoptedSource(owner, tables)
-        for link in self._links:
-            if link.sink.name in tables:
-                link.ledger.recovered += source.pending_rows(link.sink.name)
-        for segment in source.all_segments():
-            source.settle(segment)
-        self.adopted_owners += 1
-        self._adopted.append(source)
-        for courier in self._couriers:
-            courier.call()
-
-    def _close_finished(self) -> None:
-        for source in [source for source in self._adopted if source.finished]:
-            self._adopted.remove(source)
-            source.close()
+            for courier in self._couriers:
+                courier.call()
+            await asyncio.sleep(ADOPTION_INTERVAL if not self._adoption.more else 1.0)
+            self._adoption.close_finished()

@@ -24,8 +24,12 @@ _logger = logging.getLogger("caribou")
 class IOThread:
     """Runs ``main()`` in an event loop in a thread until :meth:`stop`."""
 
-    def __init__(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def __init__(
+        self, main: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]
+    ) -> None:
+        """``ended`` is called as the last thing in the thread, however it ends."""
         self._main = main
+        self._ended = ended
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -72,6 +76,7 @@ class IOThread:
                 pass
             except Exception:
                 _logger.exception("The I/O thread failed; rows stay in the journal.")
+        self._ended()
 
     async def _start(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from ..journal.cursor import Cursor
-from ..journal.journal import Journal
+from ..journal.journal import TABLES, Journal
 from ..journal.owner import Owner
 from ..journal.reader import SegmentFile, count_rows, segment_files
 from ..journal.segment import Segment
@@ -122,7 +122,8 @@ class _DeadSegment:
         self.file = file
         self.table = file.table
         self.number = file.number
-        self.committed = file.committed()
+        # After a power failure the length may be there without the rows.
+        self.committed = min(file.committed(), file.path.stat().st_size)
         self.sealed = True
         self._map: mmap.mmap | None = None
 
@@ -149,9 +150,12 @@ class AdoptedSource(Source):
         cursors = {sink: Cursor(owner.folder, sink) for sink in tables}
         super().__init__(owner.name, cursors, tables)
         self.owner = owner
-        self._segments = [_DeadSegment(file) for file in segment_files(owner.folder)]
+        files = segment_files(owner.folder)
+        self._segments = [_DeadSegment(file) for file in files if file.table in TABLES]
         # Sinks the dead process delivered to and this one does not know keep their rows.
         self._foreign = set(owner.info.sinks) - set(tables)
+        # So do tables of a later version.
+        self._foreign |= {file.table for file in files} - set(TABLES)
 
     def segments(self, table: str) -> Sequence[Readable]:
         """As in :class:`Source`."""

@@ -1,7 +1,7 @@
 """How far a sink has got in the segments of one owner, kept beside them.
 
 The file is mapped and holds two copies of the state, written in turn: a number, a length, a
-checksum, JSON. A kill in the middle of one leaves the other. Saving is a copy into memory, without a
+checksum, JSON. A kill in the middle of one leaves the other. Saving is a copy into memory and no
 system call: it happens twice a batch, and after every call the thread would queue for the GIL.
 
 What is being sent is written down before it is sent: after a crash the same bytes are asked about

@@ -7,8 +7,9 @@ ones are blanked and used again, and the bound on the journal's size is watched.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -54,6 +55,11 @@ class Journal:
         self._numbers = dict.fromkeys(TABLES, 0)
         self._other_bytes = 0
         self._disk_full = False
+        self._disk_error: str | None = None
+        self._root = root
+        self._sinks = dict(sinks)
+        # Batches of two processes must never have the same id.
+        self._name = f"memory-{os.urandom(8).hex()}"
         self._warn_again = 0.0
         if root is not None:
             try:
@@ -78,7 +84,7 @@ class Journal:
     @property
     def name(self) -> str:
         """A name for this process's rows that no other process has."""
-        return "memory" if self.owner is None else self.owner.name
+        return self._name if self.owner is None else self.owner.name
 
     @property
     def bytes_held(self) -> int:
@@ -98,7 +104,18 @@ class Journal:
 
         Called in the I/O thread, whenever a segment was sealed and from time to time.
         """
+        if self.owner is not None and not self.owner.folder.is_dir():
+            self._start_anew()
         self._make_standby()
+        if self._disk_error is not None:
+            # Met by a caller, who must not log: a handler might call back.
+            _logger.warning(
+                "The journal cannot grow in %s (%s): rollouts in progress are kept in memory, new "
+                "ones are not traced until there is room.",
+                self.folder,
+                self._disk_error,
+            )
+            self._disk_error = None
         for stream in self.streams.values():
             for segment in tuple(stream.segments)[:-_KEPT_MAPPED]:
                 segment.rest()
@@ -113,6 +130,17 @@ class Journal:
             )
         self.accepting = not full and not self._disk_full
 
+    def _start_anew(self) -> None:
+        """Somebody deleted the folder. What is mapped goes on; what follows gets a new one."""
+        assert self.owner is not None
+        assert self._root is not None
+        with contextlib.suppress(OSError):
+            lost, self.owner = self.owner, Owner.create(self._root, self._sinks)
+            lost.release()
+            for stream in self.streams.values():
+                stream.standby.clear()
+            _logger.warning("The journal's folder %s was deleted under it.", lost.folder)
+
     def _make_standby(self) -> None:
         for stream in self.streams.values():
             wanted = _STANDBY.get(stream.table, 1)
@@ -123,6 +151,7 @@ class Journal:
                 stream.standby.append(segment)
         if self._disk_full and self.owner is not None:
             self._disk_full = False
+            self._disk_error = None
             _logger.warning("The journal's disk takes data again: new rollouts are traced.")
 
     def release(self, segment: Segment) -> None:
@@ -135,7 +164,8 @@ class Journal:
             try:
                 segment.recycle(self._next_number(segment.table))
             except OSError:
-                segment.remove()
+                # A full disk, no descriptors left, or the folder is gone: do without it.
+                pass
             else:
                 stream.standby.append(segment)
                 return
@@ -150,15 +180,16 @@ class Journal:
         for stream in self.streams.values():
             stream.close()
             for segment in (*stream.segments, *stream.standby):
-                segment.close(cut=not delivered)
+                # The folder may have been deleted, and that is no reason to keep the rest.
+                with contextlib.suppress(OSError):
+                    segment.close(cut=not delivered)
         if self.owner is None:
             return
-        empty = delivered or not any(self.owner.folder.glob("*.ndjson"))
-        if empty:
-            self.owner.remove()
+        owner, self.owner = self.owner, None
+        if delivered or not any(owner.folder.glob("*.ndjson")):
+            owner.remove()
         else:
-            self.owner.release()
-        self.owner = None
+            owner.release()
 
     def abandon(self) -> None:
         """In a forked child: let go of everything of the parent's, touching none of its files."""
@@ -189,11 +220,5 @@ class Journal:
         except OSError as error:
             if not self._disk_full:
                 self._disk_full = True
-                reason = error.strerror or errno.errorcode.get(error.errno or 0, "unknown error")
-                _logger.warning(
-                    "The journal cannot grow in %s (%s): rollouts in progress are kept in memory, "
-                    "new ones are not traced until there is room.",
-                    self.folder,
-                    reason,
-                )
+                self._disk_error = error.strerror or str(error)
             return None

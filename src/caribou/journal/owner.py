@@ -21,7 +21,15 @@ import msgspec
 
 from ..errors import JournalError
 
-__all__ = ["Owner", "OwnerInfo", "is_alive", "network_file_system", "owner_folders", "read_info"]
+__all__ = [
+    "FORMAT",
+    "Owner",
+    "OwnerInfo",
+    "is_alive",
+    "network_file_system",
+    "owner_folders",
+    "read_info",
+]
 
 # As the kernel names them in its table of mounts.
 _NETWORK_FILE_SYSTEMS = frozenset(
@@ -33,10 +41,14 @@ _NETWORK_FILE_SYSTEMS = frozenset(
 )
 
 
+FORMAT = 1
+"""Of the folders this version writes and reads."""
+
+
 class OwnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What ``owner.json`` says. ``sinks`` maps a sink's name to its target; empty in local mode."""
 
-    format: int = 1
+    format: int = FORMAT
     host: str
     boot_id: str
     pid: int
@@ -82,7 +94,8 @@ def owner_folders(root: Path) -> Iterator[Path]:
     except OSError:
         return
     for name in names:
-        if not name.startswith(".") and (root / name / "lock").exists():
+        # Not Path.exists(), which raises where the folder is another user's.
+        if not name.startswith(".") and os.path.exists(root / name / "lock"):
             yield root / name
 
 

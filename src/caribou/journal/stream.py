@@ -20,10 +20,6 @@ SEGMENT_BYTES = 4 << 20
 _FIRST_BYTES = {"spans": 1 << 20}
 _LEAST_BYTES = 256 << 10
 
-# What ``_size`` is while there is no segment to append to, so that nothing fits.
-_ROLLING = 0
-_CLOSED = -1
-
 
 class Stream:
     """The rows of one table, appended by any thread and read by the I/O thread.
@@ -33,14 +29,15 @@ class Stream:
     """
 
     __slots__ = (
+        "_busy",
+        "_closed",
         "_commit",
+        "_end",
         "_latest_size",
         "_lock",
         "_make",
         "_map",
         "_nested",
-        "_published",
-        "_reserved",
         "_rolled",
         "_size",
         "_successor",
@@ -67,6 +64,8 @@ class Stream:
         self._rolled = rolled
         self._successor = successor
         self._lock = threading.RLock()
+        self._busy = False
+        self._closed = False
         self._nested: list[bytes] = []
         self._use(make(table, _FIRST_BYTES.get(table, _LEAST_BYTES)))
 
@@ -74,24 +73,27 @@ class Stream:
         """Append one row, ``line`` being JSON and a newline. Once this returns, a kill of the
         process loses it no more.
 
-        A finaliser or a signal handler may log while this very thread is in here. The row of such
-        a nested call lies behind the one under way, and is published together with it.
+        A finaliser or a signal handler may log while this very thread is in here. Such a nested
+        call leaves its row to the call around it, which appends it right after its own.
         """
+        length = len(line)
         with self._lock:
-            start = self._reserved
-            end = start + len(line)
-            if end <= self._size:
-                self._reserved = end
-                try:
-                    self._map[start:end] = line
-                except BaseException:
-                    self._reserved = start
-                    raise
-                self.rows += 1
-                if start == self._published:
-                    self._published = self._commit[0] = self._reserved
-                    if self._nested:
-                        self._append_nested()
+            if self._busy:
+                self._nested.append(line)
+                return
+            try:
+                self._busy = True
+                end = self._end + length
+                fits = end <= self._size
+                if fits:
+                    self._map[self._end : end] = line
+                    self._end = self._commit[0] = end
+                    self.rows += 1
+            finally:
+                self._busy = False
+            if fits:
+                if self._nested:
+                    self._append_nested()
                 return
         self._append_slowly(line)
 
@@ -108,6 +110,7 @@ class Stream:
         """In a forked child: let go of what belongs to the parent, touching none of its files."""
         # Another thread of the parent may have held the lock when it forked.
         self._lock = threading.RLock()
+        self._busy = False
         self._nested.clear()
         self._detach()
         for segment in (*self.segments, *self.standby):
@@ -118,21 +121,25 @@ class Stream:
     def _append_slowly(self, line: bytes) -> None:
         """The row does not fit, or rows go elsewhere by now."""
         with self._lock:
-            size = self._size
-            if size == _ROLLING or self._reserved != self._published:
-                # Nested: the call around this one appends it when it is done itself.
+            if self._busy:
                 self._nested.append(line)
                 return
-            if size != _CLOSED:
-                self._size = _ROLLING
+            # Another thread may have rolled since it did not fit.
+            if not self._closed and self._end + len(line) > self._size:
                 try:
+                    self._busy = True
                     self._roll(len(line))
-                except BaseException:
-                    self._size = size
-                    raise
-        # Not under the lock: making a successor takes others.
-        stream = self._successor(self.table) if size == _CLOSED else self
-        stream.append(line)
+                finally:
+                    self._busy = False
+            closed = self._closed
+        # Not under the lock: making a successor takes others, and so may whoever is told.
+        if closed:
+            self._successor(self.table).append(line)
+        else:
+            self._rolled()
+            self.append(line)
+        if self._nested:
+            self._append_nested()
 
     def _append_nested(self) -> None:
         lines, self._nested = self._nested, []
@@ -148,20 +155,24 @@ class Stream:
                 # A row larger than the standby: keep that one for the rows that follow.
                 self.standby.append(segment)
                 segment = None
+        segment = segment or self._make(self.table, max(need, self.next_size()))
+        if self._closed:
+            # By a signal handler, just now.
+            segment.close(cut=True)
+            return
         full = self.segments[-1]
-        self._use(segment or self._make(self.table, max(need, self.next_size())))
+        self._use(segment)
         full.sealed = True
-        self._rolled()
 
     def _use(self, segment: Segment) -> None:
         self._map = segment.map
         self._commit = segment.commit
-        self._reserved = self._published = 0
+        self._end = 0
         self.segments.append(segment)
         self._size = self._latest_size = segment.size
 
     def _detach(self) -> None:
+        self._closed = True
+        self._size = -1
         if self.segments:
             self.segments[-1].sealed = True
-        self._size = _CLOSED
-        self._reserved = self._published = 0

@@ -37,7 +37,8 @@ MISSING_SCHEMA = frozenset({16, 60, 81})
 BAD_SQL = frozenset({20, 36, 46, 47, 62})
 """The statement is wrong: the user's own, or ours where the schema is another than it expects."""
 
-_TOO_LARGE = frozenset({241})  # memory limit
+_TOO_LARGE = frozenset({241})  # memory limit, of all that goes on there at the moment
+_SHORTAGE = 0.5  # seconds until asking for less
 _AMBIGUOUS = frozenset({319})  # the server itself does not know whether the insert went through
 _POISON = frozenset(
     {6, 25, 26, 27, 32, 38, 41, 53, 69, 72, 117, 128, 130, 131, 306, 321, 349, 407, 467, 469}
@@ -136,7 +137,7 @@ def sink_error(error: ServerError | NoAnswer) -> SinkError:
         return _by_status(error)
     code, message = error.code, error.message
     if code in _TOO_LARGE:
-        return TooLarge(message, code=code)
+        return TooLarge(message, code=code, retry_after=_SHORTAGE)
     if code in _AMBIGUOUS:
         return Ambiguous(message, code=code)
     if code in _POISON:

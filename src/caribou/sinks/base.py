@@ -54,7 +54,8 @@ class Ambiguous(SinkError):
 
 
 class TooLarge(SinkError):
-    """The backend cannot take so much at once: halve the batch."""
+    """The backend cannot take so much at once: halve the batch. With ``retry_after`` that is so
+    for the moment only, and a single row is tried again; without, it is refused for good."""
 
 
 class Poison(SinkError):

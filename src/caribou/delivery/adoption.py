@@ -1,0 +1,136 @@
+"""Taking over what dead processes left in the journal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ..errors import JournalError
+from ..journal.owner import FORMAT, Owner, owner_folders, read_info
+from ..journal.reader import segment_files, set_aside_torn
+from .accounting import Notices
+from .courier import Link
+from .dead_letters import DeadLetters
+from .source import AdoptedSource
+
+__all__ = ["Adoption"]
+
+# Each adopted folder holds a file descriptor for its lock, and the program needs some too.
+_MOST_AT_ONCE = 8
+
+
+class Adoption:
+    """The folders of dead processes that this one has taken over, a few at a time.
+
+    Attributes:
+        sources: those that still hold rows.
+        owners: how many were taken over so far.
+        more: whether others were left for later.
+        other_bytes: bytes of segments in folders that were left alone.
+    """
+
+    def __init__(
+        self,
+        root: Path | None,
+        own_folder: Callable[[], Path | None],
+        links: Sequence[Link],
+        durable: Mapping[str, str],
+        dead_letters: DeadLetters,
+        *,
+        adopt_any: bool,
+    ) -> None:
+        """Rows are taken that were meant for a target in ``durable``, or with ``adopt_any`` all."""
+        self.sources: list[AdoptedSource] = []
+        self.owners: int = 0
+        self.more: bool = False
+        self.other_bytes: int = 0
+        self._root = root
+        self._own_folder = own_folder
+        self._links = [link for link in links if link.sink.name in durable]
+        self._durable = durable
+        self._dead_letters = dead_letters
+        self._adopt_any = adopt_any
+        self._notices = Notices()
+
+    async def look(self) -> None:
+        """Adopt folders whose owner is dead, until there are enough for now."""
+        self.more = False
+        self.other_bytes = 0
+        if self._root is None:
+            return
+        taken = {source.owner.folder for source in self.sources}
+        for folder in owner_folders(self._root):
+            if folder in taken or folder == self._own_folder():
+                continue
+            if len(self.sources) >= _MOST_AT_ONCE:
+                self.more = True
+                return
+            try:
+                self._consider(folder)
+            except (OSError, ValueError, JournalError) as error:
+                # Of another user, of a newer format, damaged, or just going away: the next one.
+                self._notices.warn(
+                    str(folder), "What a process left in %s cannot be taken over: %s", folder, error
+                )
+            # One after another, so that the loop stays free.
+            await asyncio.sleep(0)
+
+    def close_finished(self) -> None:
+        """Give up the folders that have nothing left."""
+        for source in [source for source in self.sources if source.finished]:
+            self.sources.remove(source)
+            source.close()
+
+    def close(self) -> None:
+        """Give up every folder; what is left in one is there for the next process."""
+        while self.sources:
+            self.sources.pop().close()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the locks, which are the parent's."""
+        while self.sources:
+            self.sources.pop().owner.release()
+
+    def _consider(self, folder: Path) -> None:
+        owner = Owner.adopt(folder) if self._is_ours(folder) else None
+        if owner is None:
+            for file in segment_files(folder):
+                # A live process may use the segment again under another name at any moment.
+                if file.path.exists():
+                    self.other_bytes += file.path.stat().st_size
+            return
+        try:
+            source = self._take(owner)
+        except BaseException:
+            owner.release()
+            raise
+        self.owners += 1
+        self.sources.append(source)
+
+    def _is_ours(self, folder: Path) -> bool:
+        info = read_info(folder)
+        if info.format != FORMAT:
+            raise JournalError(f"it has format {info.format}, this version knows {FORMAT}")
+        if self._adopt_any:
+            return bool(self._durable)
+        return any(self._durable.get(name) == target for name, target in info.sinks.items())
+
+    def _take(self, owner: Owner) -> AdoptedSource:
+        meant = owner.info.sinks
+        links = [
+            link
+            for link in self._links
+            if self._adopt_any or meant.get(link.sink.name) == link.sink.target
+        ]
+        for file in segment_files(owner.folder):
+            torn = set_aside_torn(file)
+            if torn:
+                self._dead_letters.add_torn(owner.name, file.table, file.number, torn)
+        source = AdoptedSource(owner, {link.sink.name: link.sink.tables for link in links})
+        rows = [(link, source.pending_rows(link.sink.name)) for link in links]
+        for segment in source.all_segments():
+            source.settle(segment)
+        for link, pending in rows:
+            link.ledger.recovered += pending
+        return source
