@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.faultproxy import BlackHole, FaultProxy
+from support.faultproxy import BlackHole, CutBody, FaultProxy
 from support.servers import DoorServer
 from support.waiting import wait_until
 
@@ -445,6 +445,112 @@ async def test_a_database_and_password_change_delivers_what_was_there_before(
     assert (await caribou.shutdown(30)).complete
     for name, text in ((database, "first"), (database + "_b", "second")):
         assert [r["content"] for r in door.rows(f"SELECT content FROM {name}.spans")] == [text]
+
+
+@pytest.mark.asyncio
+async def test_a_flush_after_configure_waits_for_the_replaced_one_and_not_in_the_loop(
+    hole: FaultProxy, door: DoorServer, database: str, tmp_path: Path
+) -> None:
+    configure(hole.url, database, tmp_path)
+    await rollout("behind the hole")
+    configure(door.url, database, tmp_path)
+    await rollout("delivered")
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    results = await asyncio.gather(*(caribou.flush(0.5) for _ in range(8)))
+    ticking.cancel()
+    assert ticks > 10
+    # The rows of the replaced one are said to be pending, those of the current one are there.
+    assert {result.complete for result in results} == {False}
+    assert results[0].sinks["clickhouse (replaced)"].pending == 3
+    assert results[0].sinks["clickhouse"].pending == 0
+    hole.clear()
+    assert (await caribou.flush(30)).complete
+    assert len(door.rows(f"SELECT content FROM {database}.spans")) == 2
+
+
+@pytest.mark.asyncio
+async def test_a_second_shutdown_does_not_call_the_first_complete(
+    hole: FaultProxy, database: str, tmp_path: Path
+) -> None:
+    configure(hole.url, database, tmp_path)
+    await rollout("hello")
+    for _ in range(2):
+        result = await caribou.shutdown(0.2)
+        assert not result.complete
+        assert result.pending == 3
+
+
+@pytest.mark.asyncio
+async def test_two_processes_in_memory_never_share_a_batch_id(
+    door: DoorServer, proxy: FaultProxy, database: str, tmp_path: Path
+) -> None:
+    """Their rows have the same places in their journals; one's batch is not taken for the
+    other's when its answer is lost."""
+    for number, fault in enumerate((None, CutBody(after=10))):
+        caribou.configure(
+            run_id="run",
+            phase="train",
+            clickhouse_url=proxy.url,
+            clickhouse_database=database,
+            journal="memory",
+        )
+        if fault is not None:
+            proxy.fault(fault, times=5)
+        await rollout(f"text {number}")
+        assert (await caribou.shutdown(30)).complete
+    found = door.rows(f"SELECT content FROM {database}.spans ORDER BY content")
+    assert [row["content"] for row in found] == ["text 0", "text 1"]
+
+
+def test_threads_that_outlive_the_main_one_are_delivered(
+    door: DoorServer, database: str, tmp_path: Path
+) -> None:
+    program = """
+    import caribou.sync
+    started, ended = threading.Event(), threading.Event()
+    def work():
+        with caribou.sync.trace_run(meta()):
+            for number in range(20):
+                log(Message(role="user", content=str(number)))
+                started.set()
+                threading.Event().wait(0.02)
+    threading.Thread(target=work).start()
+    started.wait()
+    """
+    environ = {"CLICKHOUSE_URL": door.url, "CLICKHOUSE_DATABASE": database}
+    assert_clean(run(program, tmp_path, **environ))
+    (count,) = door.rows(f"SELECT count() AS n FROM {database}.spans")
+    assert int(count["n"]) == 20
+    assert list((tmp_path / "journal").iterdir()) == []
+
+
+def test_a_journal_that_is_deleted_under_its_process_is_made_anew(
+    door: DoorServer, database: str, tmp_path: Path
+) -> None:
+    program = """
+    import shutil
+    async def main():
+        await rollout("before", "before")
+        await caribou.flush()
+        shutil.rmtree(os.environ["CARIBOU_HOME"])
+        await asyncio.sleep(2.5)
+        await rollout("after", "after")
+        assert (await caribou.flush(20)).complete
+    asyncio.run(main())
+    """
+    environ = {"CLICKHOUSE_URL": door.url, "CLICKHOUSE_DATABASE": database}
+    ended = run(program, tmp_path / "home", **environ)
+    assert ended.returncode == 0, ended.stderr
+    found = door.rows(f"SELECT DISTINCT content FROM {database}.spans ORDER BY content")
+    assert [row["content"] for row in found] == ["after", "before"]
 
 
 def test_the_password_is_shown_nowhere(tmp_path: Path) -> None:

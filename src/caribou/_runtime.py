@@ -301,13 +301,21 @@ def _needs(settings: Settings) -> Settings:
 def stats() -> Stats:
     """Counts since this process's runtime was made; see :class:`Stats`."""
     runtime = _current
-    if runtime is None:
-        return Stats(sinks=_last_stats, outside_rollout=_outside)
+    sinks = _last_stats if runtime is None else runtime.sink_stats()
     return Stats(
-        sinks=runtime.sink_stats(),
-        journal_bytes=runtime.journal.bytes_held,
+        sinks=sinks | _replaced_stats(),
+        journal_bytes=0 if runtime is None else runtime.journal.bytes_held,
         outside_rollout=_outside,
     )
+
+
+def _replaced_stats() -> dict[str, SinkStats]:
+    """The accounts of runtimes that are ending because ``configure()`` replaced them."""
+    return {
+        f"{name} (replaced)": account
+        for retirement in tuple(_retiring)
+        for name, account in retirement.runtime.sink_stats().items()
+    }
 
 
 _outside = 0
@@ -349,17 +357,18 @@ def _result(began: float, timeout: float, result: FlushResult | None) -> FlushRe
     """The result of a call that began then: what the current runtime says, and whether those that
     ``configure()`` replaced got rid of theirs in the time that is left."""
     complete = True
+    sinks = _last_stats if result is None else result.sinks
     for retirement in tuple(_retiring):
         retirement.join(max(0.0, began + timeout - time.monotonic()))
         if not retirement.is_alive():
             with suppress(ValueError):
                 _retiring.remove(retirement)
         complete = complete and retirement.complete
-    sinks = _last_stats if result is None else result.sinks
     if result is None:
         complete = complete and not any(sink.pending for sink in sinks.values())
     else:
         complete = complete and result.complete
+    sinks = sinks | _replaced_stats()
     return FlushResult(complete=complete, seconds=time.monotonic() - began, sinks=sinks)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from ..errors import JournalError
@@ -124,9 +125,8 @@ class Adoption:
             if self._adopt_any or meant.get(link.sink.name) == link.sink.target
         ]
         for file in segment_files(owner.folder):
-            torn = set_aside_torn(file)
-            if torn:
-                self._dead_letters.add_torn(owner.name, file.table, file.number, torn)
+            add_torn = self._dead_letters.add_torn
+            set_aside_torn(file, partial(add_torn, owner.name, file.table, file.number))
         source = AdoptedSource(owner, {link.sink.name: link.sink.tables for link in links})
         rows = [(link, source.pending_rows(link.sink.name)) for link in links]
         for segment in source.all_segments():

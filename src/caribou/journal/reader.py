@@ -10,7 +10,7 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,22 +105,23 @@ def count_rows(view: memoryview | mmap.mmap, start: int, end: int) -> int:
     return sum(chunk.count(b"\n") for chunk in row_chunks(view, start, end))
 
 
-def set_aside_torn(segment: SegmentFile) -> bytes:
-    """Blank what lies beyond the committed length, and return it: the torn row of a killed process.
+def set_aside_torn(segment: SegmentFile, keep: Callable[[bytes], None]) -> None:
+    """Give what lies beyond the committed length to ``keep``, and blank it: the torn row of a
+    killed process.
 
     Only for the segment of an owner that was adopted. ``log()`` had not returned for this row.
     """
     if segment.blanking:
-        return b""
+        return
     end = segment.committed()
     with segment.path.open("r+b") as file:
         file.seek(end)
-        torn = file.read().strip(b"\n")
+        tail = file.read()
+        torn = tail.strip(b"\n")
         if torn:
-            size = file.seek(0, os.SEEK_END)
+            keep(torn)
             file.seek(end)
-            file.write(b"\n" * (size - end))
-    return torn
+            file.write(b"\n" * len(tail))
 
 
 def cut_rows(view: memoryview | mmap.mmap, start: int, end: int, most: int) -> tuple[int, int]:

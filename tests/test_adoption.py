@@ -1,0 +1,96 @@
+"""Taking over what dead processes left: whole, a few at a time, and nobody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import pytest
+from support.backend import Backend, leave_rows, running
+
+from caribou.delivery.adoption import _MOST_AT_ONCE
+from caribou.journal.owner import is_alive, owner_folders
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_many_dead_processes_are_taken_over_a_few_at_a_time(tmp_path: Path) -> None:
+    for number in range(3 * _MOST_AT_ONCE):
+        leave_rows(tmp_path, number)
+    sink = Backend()
+    sink.hold = asyncio.Event()
+    async with running(tmp_path, sink) as delivery:
+        flush = asyncio.create_task(delivery.flush(30))
+        await sink.sending.wait()
+        held = [folder for folder in owner_folders(tmp_path) if is_alive(folder)]
+        # Its own folder is held too.
+        assert len(held) <= _MOST_AT_ONCE + 1
+        sink.hold.set()
+        await flush
+        assert sorted(sink.rows) == list(range(3 * _MOST_AT_ONCE))
+    assert list(owner_folders(tmp_path)) == []
+
+
+@pytest.mark.parametrize("damage", ["empty segment", "no description", "torn description"])
+async def test_a_damaged_folder_keeps_nobody_from_delivering(tmp_path: Path, damage: str) -> None:
+    bad = leave_rows(tmp_path, 1)
+    match damage:
+        case "empty segment":
+            os.truncate(bad / "spans-00000001.ndjson", 0)
+        case "no description":
+            (bad / "owner.json").unlink()
+        case _:
+            (bad / "owner.json").write_text('{"format":')
+    leave_rows(tmp_path, 2)
+    sink = Backend()
+    async with running(tmp_path, sink) as delivery:
+        delivery.log(3)
+        await delivery.flush()
+        assert sorted(sink.rows) == [2, 3]
+    assert not is_alive(bad)
+
+
+async def test_a_folder_of_another_format_is_left_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = leave_rows(tmp_path, 1)
+    info = json.loads((folder / "owner.json").read_text())
+    (folder / "owner.json").write_text(json.dumps(info | {"format": 2}))
+    sink = Backend()
+    async with running(tmp_path, sink) as delivery:
+        await delivery.flush()
+        assert sink.rows == []
+    assert (folder / "spans-00000001.ndjson").exists()
+    assert "format 2" in caplog.text
+
+
+async def test_tables_of_a_later_version_are_kept(tmp_path: Path) -> None:
+    folder = leave_rows(tmp_path, 1)
+    (folder / "widgets-00000001.ndjson").write_bytes(b'{"a":1}\n')
+    (folder / "widgets-00000001.commit").write_bytes((8).to_bytes(8, "little"))
+    sink = Backend()
+    async with running(tmp_path, sink) as delivery:
+        await delivery.flush()
+        assert sink.rows == [1]
+    assert (folder / "widgets-00000001.ndjson").read_bytes() == b'{"a":1}\n'
+
+
+async def test_where_a_torn_row_cannot_be_set_aside_the_folder_is_given_back(
+    tmp_path: Path,
+) -> None:
+    folder = leave_rows(tmp_path, 1)
+    with (folder / "spans-00000001.ndjson").open("ab") as segment:
+        segment.write(b'{"half')
+    (tmp_path / "dead").write_text("in the way")
+    sink = Backend()
+    async with running(tmp_path, sink) as delivery:
+        await delivery.flush()
+        assert not is_alive(folder)
+    (tmp_path / "dead").unlink()
+    async with running(tmp_path, sink) as delivery:
+        await delivery.flush()
+        assert sink.rows == [1]
+    (torn,) = (tmp_path / "dead").glob("*.torn")
+    assert b'{"half' in torn.read_bytes()
