@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 from support.servers import DoorServer
 
+from caribou.journal.owner import owner_folders
+from caribou.journal.reader import read_rows, segment_files
+
 # Tells standard output, after each call has returned, which record it was.
 LOGS_UNTIL_KILLED = """
 import asyncio, os, struct
@@ -124,9 +127,10 @@ def test_killed_in_local_mode_the_journal_itself_holds_every_record(tmp_path: Pa
     environ = {key: value for key, value in os.environ.items() if key != "CLICKHOUSE_URL"}
     told = run_and_kill(environ | {"CARIBOU_HOME": str(tmp_path)}, 0.2)
     stored: list[int] = []
-    for path in (tmp_path / "journal").glob("*/spans-*.ndjson"):
-        committed = struct.unpack("=Q", path.with_suffix(".commit").read_bytes())[0]
-        rows = [json.loads(line) for line in path.read_bytes()[:committed].splitlines()]
+    for segment in (s for f in owner_folders(tmp_path / "journal") for s in segment_files(f)):
+        rows = [json.loads(line) for line in read_rows(segment, 0).splitlines()]
+        if segment.table != "spans":
+            continue
         stored += [int(number) for number in re.findall(r"record (\d+) ", json.dumps(rows))]
     assert len(stored) == len(set(stored))
     assert set(told) <= set(stored)
