@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from blockbuster import blockbuster_ctx
 
-from caribou import _recording, _runtime
+from caribou import _process, _recording
 
 pytest_plugins = ["caribou.testing", "support.fixtures"]
 
@@ -53,9 +53,9 @@ def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
             monkeypatch.delenv(name)
     monkeypatch.setenv("CARIBOU_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(_recording, "_state", _recording._State())
-    monkeypatch.setattr(_runtime, "_settings", None)
+    monkeypatch.setattr(_process, "_settings", None)
     yield
-    _runtime.shutdown_blocking(1.0)
+    _process.shutdown_blocking(1.0)
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from support.servers import DoorServer, OldServer, Server
 from support.waiting import wait_until
 
 import caribou
-from caribou import _runtime
+from caribou import _process
 from caribou.delivery.dead_letters import read_dead_letters
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(180)]
@@ -256,7 +256,7 @@ async def test_one_poison_row_among_ten_thousand_is_set_aside_alone(
             if number == 5_000:
                 # What Caribou writes is never refused; this stands for a column that changed.
                 line = b'{"trace_id":"t","seq":"not a number"}\n'
-                _runtime.current().streams["spans"].append(line)
+                _process.current().streams["spans"].append(line)
     result = await caribou.flush(60)
     assert result.complete
     assert account().dropped == {"dead_letter": 1}
@@ -296,7 +296,7 @@ async def test_a_full_disk_under_the_journal_loses_nothing_of_what_is_in_progres
             caribou.log(caribou.Message(role="user", content=f"{number} " + "x" * 3000))
             if number % 100 == 0:
                 await asyncio.sleep(0)
-        await asyncio.to_thread(wait_until, lambda: not _runtime.current().accepting)
+        await asyncio.to_thread(wait_until, lambda: not _process.current().accepting)
         async with caribou.trace_run({"datapoint_id": "refused"}):
             caribou.log(caribou.Message(role="user", content="refused"))
     assert "in memory" in caplog.text

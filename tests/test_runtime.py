@@ -25,7 +25,7 @@ from support.waiting import wait_until
 
 import caribou
 import caribou.sync
-from caribou import _runtime
+from caribou import _process
 from caribou.journal.owner import owner_folders
 from caribou.journal.reader import read_rows, segment_files
 
@@ -309,11 +309,11 @@ def test_a_lost_io_thread_is_noticed_and_replaced(
     door: DoorServer, database: str, tmp_path: Path
 ) -> None:
     program = """
-    from caribou import _runtime
+    from caribou import _process
     async def main():
         async with trace_run(meta()):
             log(Message(role="user", content="before"))
-            _runtime.current()._io.stop(5)
+            _process.current()._io.stop(5)
             log(Message(role="user", content="after"))
         result = await caribou.flush(10)
         assert result.complete, result
@@ -421,7 +421,7 @@ async def test_the_bound_refuses_whole_traces_and_counts_them(
     async with caribou.trace_run({"datapoint_id": "in progress"}):
         for number in range(4000):
             caribou.log(caribou.Message(role="user", content=f"{number} " + "x" * 1000))
-        runtime = _runtime.current()
+        runtime = _process.current()
         await asyncio.to_thread(wait_until, lambda: not runtime.accepting)
         await rollout("refused")
         caribou.log(caribou.Message(role="user", content="the last"))
@@ -560,7 +560,7 @@ def test_the_password_is_shown_nowhere(tmp_path: Path) -> None:
     async def main():
         await rollout()
         result = await caribou.flush(1)
-        print(result, caribou.stats(), vars(caribou._runtime.current()))
+        print(result, caribou.stats(), vars(caribou._process.current()))
         raise RuntimeError("for its traceback")
     asyncio.run(main())
     """

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Literal
 
-from . import _runtime
+from . import _process
 from ._failures import MAX_MESSAGE
 from ._managers import NullRecorder, SpanManager, TraceManager
 from ._meta import check_meta
@@ -113,7 +113,7 @@ class Trace(TraceManager):
             recorder = NullRecorder(settings)
         else:
             # All that waits comes before anything is made current.
-            recorder = await _runtime.ready()
+            recorder = await _process.ready()
         return self._open(recorder, skip_reason(recorder, self.trace_id), calling_frame(1))
 
     async def __aexit__(
@@ -351,7 +351,7 @@ async def flush(timeout: float = 5.0) -> FlushResult:
     capture = captured()
     if capture is not None:
         return capture.result()
-    return await _runtime.flush(timeout)
+    return await _process.flush(timeout)
 
 
 async def shutdown(timeout: float = 10.0) -> FlushResult:
@@ -369,7 +369,7 @@ async def shutdown(timeout: float = 10.0) -> FlushResult:
     capture = captured()
     if capture is not None:
         return capture.result()
-    return await _runtime.shutdown(timeout)
+    return await _process.shutdown(timeout)
 
 
 def stats() -> Stats:
@@ -377,7 +377,7 @@ def stats() -> Stats:
     capture = captured()
     if capture is not None:
         return capture.stats()
-    return _runtime.stats()
+    return _process.stats()
 
 
 def _check_text(call: str, argument: str, value: object) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Final, Protocol
 
-from . import _runtime
+from . import _process
 from ._ids import share_of
 from ._rollout import Recorder
 from ._scope import Scope, calling_frame, settle
@@ -71,7 +71,7 @@ def set_defaults(given: Mapping[str, object]) -> None:
     _state.given = merged
     _state.settings = settings
     if _state.capture is None:
-        _runtime.reconfigure(settings)
+        _process.reconfigure(settings)
 
 
 def active() -> Settings:
@@ -83,7 +83,7 @@ def active() -> Settings:
     if _state.settings is None:
         _state.settings = _read(_state.given)
         if _state.capture is None:
-            _runtime.reconfigure(_state.settings)
+            _process.reconfigure(_state.settings)
     return _state.settings
 
 
@@ -130,7 +130,7 @@ def scope_for(call: str, depth: int = 1) -> Scope | None:
     if _state.capture is not None:
         _state.capture.count_outside()
     else:
-        _runtime.count_outside()
+        _process.count_outside()
     frame = calling_frame(depth + 1)
     site = (frame.f_code.co_filename, frame.f_lineno)
     if site not in _state.sites and len(_state.sites) < _MAX_SITES:

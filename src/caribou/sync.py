@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import TracebackType
 
-from . import _runtime
+from . import _process
 from ._api import (
     add_meta,
     add_tags,
@@ -137,15 +137,15 @@ def span(name: str, *, kind: str = "span", attributes: Mapping[str, object] | No
 def flush(timeout: float = 5.0) -> FlushResult:
     """As :func:`caribou.flush`, blocking for at most ``timeout`` seconds."""
     capture = captured()
-    return capture.result() if capture is not None else _runtime.flush_blocking(timeout)
+    return capture.result() if capture is not None else _process.flush_blocking(timeout)
 
 
 def shutdown(timeout: float = 10.0) -> FlushResult:
     """As :func:`caribou.shutdown`, blocking for at most ``timeout`` seconds."""
     capture = captured()
-    return capture.result() if capture is not None else _runtime.shutdown_blocking(timeout)
+    return capture.result() if capture is not None else _process.shutdown_blocking(timeout)
 
 
 def _recorder() -> Recorder:
     settings = active()
-    return NullRecorder(settings) if settings.disabled else _runtime.current()
+    return NullRecorder(settings) if settings.disabled else _process.current()

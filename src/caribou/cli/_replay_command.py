@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import click
 
-from .._settings import Settings, from_environment
+from .._settings import from_environment
 from ..errors import ConfigurationError
 from ._options import json_option
 from ._output import note, print_json
-
-if TYPE_CHECKING:
-    from ..delivery.replay import ReplayResult
 
 __all__ = ["command"]
 
@@ -41,7 +37,10 @@ def command(timeout: float, as_json: bool) -> int:
             "CLICKHOUSE_URL is not set; without a server the journal itself is the store, and"
             " every command reads it as it is"
         )
-    result = asyncio.run(_replay(settings, timeout))
+    # Late: it imports the network library.
+    from .._runtime import replay
+
+    result = asyncio.run(replay(settings, timeout))
     counts = {
         "owners": result.owners,
         "rows": result.rows,
@@ -64,23 +63,3 @@ def command(timeout: float, as_json: bool) -> int:
     if result.dead:
         note("What was refused is kept in dead letters; `caribou doctor` shows them.")
     return 1 if result.pending or result.dead else 0
-
-
-async def _replay(settings: Settings, timeout: float) -> ReplayResult:
-    # Late: the sink imports the network library.
-    from ..delivery.replay import replay
-    from ..sinks.clickhouse_http import ClickHouseHTTP
-
-    sink = ClickHouseHTTP(
-        settings.clickhouse_url or "",
-        database=settings.clickhouse_database,
-        user=settings.clickhouse_user or "",
-        password=settings.clickhouse_password or "",
-    )
-    return await replay(
-        settings.journal_dir,
-        [sink],
-        timeout=timeout,
-        batch_bytes=settings.batch_bytes,
-        batch_rows=settings.batch_rows,
-    )
