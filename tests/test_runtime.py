@@ -532,6 +532,25 @@ def test_threads_that_outlive_the_main_one_are_delivered(
     assert list((tmp_path / "journal").iterdir()) == []
 
 
+def test_what_is_first_logged_when_the_program_has_ended_is_kept(
+    door: DoorServer, database: str, tmp_path: Path
+) -> None:
+    """Python 3.12 starts no thread by then; the next process delivers."""
+    program = """
+    import atexit
+    import caribou.sync
+    def last():
+        with caribou.sync.trace_run(meta()):
+            log(Message(role="user", content="last words"))
+    atexit.register(last)
+    """
+    environ = {"CLICKHOUSE_URL": door.url, "CLICKHOUSE_DATABASE": database}
+    assert_clean(run(program, tmp_path, **environ))
+    assert_clean(run("asyncio.run(rollout())", tmp_path, **environ))
+    found = door.rows(f"SELECT content FROM {database}.spans ORDER BY content")
+    assert [row["content"] for row in found] == ["hello", "hello", "last words"]
+
+
 def test_a_journal_that_is_deleted_under_its_process_is_made_anew(
     door: DoorServer, database: str, tmp_path: Path
 ) -> None:

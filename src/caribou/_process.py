@@ -265,7 +265,11 @@ async def _in_thread(function: Callable[[], T]) -> T:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=work, name="caribou-wait", daemon=True).start()
+    try:
+        threading.Thread(target=work, name="caribou-wait", daemon=True).start()
+    except RuntimeError:
+        # Python 3.12 starts no thread once the program has ended.
+        work()
     return await asyncio.wrap_future(future)
 
 

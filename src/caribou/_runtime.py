@@ -94,8 +94,8 @@ class Runtime:
 
     @property
     def alive(self) -> bool:
-        """Whether the I/O thread is at work."""
-        return self._io.alive
+        """Whether the I/O thread is at work, or a new one would be no more so."""
+        return self._io.alive or self._io.refused
 
     def count_dropped(self, reason: str, rows: int) -> None:
         """Count rows that were logged and are deliberately not recorded."""

@@ -124,7 +124,11 @@ class Dispatcher:
                 with suppress(RuntimeError):
                     loop.call_soon_threadsafe(loaded.set)
 
-        threading.Thread(target=load, name="caribou-load", daemon=True).start()
+        try:
+            threading.Thread(target=load, name="caribou-load", daemon=True).start()
+        except RuntimeError:
+            # Python 3.12 starts no thread once the program has ended.
+            load()
         await loaded.wait()
 
     async def flush(self, *, recovered: bool = False) -> None:

@@ -30,14 +30,23 @@ class IOThread:
         """``ended`` is called as the last thing in the thread, however it ends."""
         self._main = main
         self._ended = ended
+        self.refused: bool = False
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run, name="caribou-io", daemon=True)
 
     def start(self) -> None:
-        """Start the thread. It is at work once the loop runs; nobody has to wait for that."""
-        self._thread.start()
+        """Start the thread. It is at work once the loop runs; nobody has to wait for that.
+
+        Python 3.12 starts no thread once the program has ended, and a system may be out of them.
+        Then rows stay in the journal, for the next process.
+        """
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self.refused = True
+            _logger.debug("The I/O thread cannot be started: %s", error)
 
     @property
     def alive(self) -> bool:
@@ -54,17 +63,19 @@ class IOThread:
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Run a coroutine in the loop; wait for the future with a timeout, always."""
-        self._ready.wait(5.0)
+        if not self.refused:
+            self._ready.wait(5.0)
         if self._loop is None or not self.alive:
             coroutine.close()
-            raise RuntimeError("the I/O thread has ended")
+            raise RuntimeError("the I/O thread is not at work")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def stop(self, timeout: float) -> bool:
         """Cancel ``main()`` and wait, at most ``timeout`` seconds, for the thread to end."""
         if self._task is not None:
             self.call(self._task.cancel)
-        self._thread.join(max(0.0, timeout))
+        if not self.refused:
+            self._thread.join(max(0.0, timeout))
         return not self._thread.is_alive()
 
     def _run(self) -> None:

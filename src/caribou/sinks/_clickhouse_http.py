@@ -172,7 +172,11 @@ class _DaemonResolver(AbstractResolver):
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(settle, found, error)
 
-        threading.Thread(target=look_up, name="caribou-resolve", daemon=True).start()
+        try:
+            threading.Thread(target=look_up, name="caribou-resolve", daemon=True).start()
+        except RuntimeError:
+            # Python 3.12 starts no thread once the program has ended; exit has a deadline anyway.
+            look_up()
         return [
             ResolveResult(
                 hostname=host,
