@@ -46,6 +46,23 @@ async def test_stores_rows_and_makes_the_schema_on_first_insert(
     assert await contents(door, database) == [f"content {number}" for number in range(100)]
 
 
+async def test_a_schema_whose_making_was_cut_short_is_finished(
+    door: DoorServer, database: str
+) -> None:
+    """A process was killed between the tables and the views: inserts do well, and people would
+    find no views."""
+    async with open_sink(door.url, database) as sink:
+        await sink.send(make_batch(span_lines(1)))
+    await off_loop(door.sql, f"DROP VIEW {database}.spans")
+    await off_loop(door.sql, f"TRUNCATE TABLE {database}.schema_migrations")
+    await off_loop(
+        door.sql, f"INSERT INTO {database}.schema_migrations (version, name) VALUES (1, 'x')"
+    )
+    async with open_sink(door.url, database) as sink:
+        await sink.send(make_batch(span_lines(1)))
+    assert await contents(door, database) == ["content 0", "content 0"]
+
+
 async def test_every_table_takes_its_lines(door: DoorServer, database: str) -> None:
     trace = {"run_id": "r", "trace_id": "t", "root_span_id": "s", "start_time": "1790000000.5"}
     lines: dict[str, dict[str, Any]] = {

@@ -80,6 +80,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(error.format_message())
     except CaribouError as error:
         return _fail(str(error))
+    except ExceptionGroup as group:
+        # Many rollouts at a time meet the same mistake; one sentence says it.
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        return _fail(str(first))
     except (KeyboardInterrupt, click.exceptions.Abort):
         return _SIGINT
     except (BrokenPipeError, SystemExit):

@@ -199,8 +199,13 @@ class Courier:
         misconfigured = 0
         shortages = 0
         while True:
-            rows = segment.map
             await link.gate.wait()
+            try:
+                # Only now: a segment that waits for its turn is unmapped meanwhile.
+                rows = segment.map
+            except OSError:
+                link.gate.abandoned()
+                raise
             try:
                 with memoryview(rows)[part.start : part.end] as data:
                     batch = Batch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,7 +54,7 @@ async def replay(
     # Nothing is logged here: an empty journal in memory stands in for this process's own.
     targets = {sink.name: sink.target for sink in sinks}
     journal = Journal(
-        None, sinks=targets, max_bytes=0, rolled=lambda: None, successor=_no_successor
+        None, sinks=targets, max_bytes=sys.maxsize, rolled=lambda: None, successor=_no_successor
     )
     dispatcher = Dispatcher(
         journal,

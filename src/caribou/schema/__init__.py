@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from caribou.schema.migrate import migrate, migrate_sync, render
-from caribou.schema.tables import TABLES, Table, insert_statement, parameter, quote, quote_text
+from caribou.schema.tables import (
+    TABLES,
+    Table,
+    insert_statement,
+    parameter,
+    quote,
+    quote_text,
+    scripts,
+)
 
 __all__ = [
     "TABLES",
@@ -15,4 +23,5 @@ __all__ = [
     "quote",
     "quote_text",
     "render",
+    "scripts",
 ]

@@ -13,7 +13,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Literal
 
-from caribou.schema import TABLES, insert_statement, migrate, quote, quote_text
+from caribou.schema import TABLES, insert_statement, migrate, quote, quote_text, scripts
 from caribou.sinks._clickhouse_endpoint import Endpoint
 from caribou.sinks._clickhouse_errors import (
     MISSING_SCHEMA,
@@ -102,6 +102,7 @@ class ClickHouseHTTP:
         self._legacy: bool | None = None
         self._schema_lock = asyncio.Lock()
         self._schemas_made = 0
+        self._schema_checked = False
 
     def __repr__(self) -> str:
         return f"ClickHouseHTTP({self.target!r})"
@@ -133,6 +134,8 @@ class ClickHouseHTTP:
             SinkError: one of its subclasses, for every failure.
         """
         legacy = await self._is_legacy()
+        if not legacy and not self._schema_checked:
+            await self._finish_schema()
         schemas_made = self._schemas_made
         try:
             await self._insert(batch, legacy=legacy)
@@ -200,6 +203,22 @@ class ClickHouseHTTP:
         # Straight from the view of the journal, with the interpreter lock released.
         body = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(batch.data)
         await self._open().request(sql, settings=settings, body=body, encoding="zstd")
+
+    async def _finish_schema(self) -> None:
+        """Make what is missing of a schema whose making was cut short, or is of an older version.
+
+        Inserts do well with the tables alone, and would never notice that the views are missing.
+        """
+        database = quote(self._endpoint.database)
+        sql = f"SELECT max(version) FROM {database}.schema_migrations FORMAT TSV"
+        try:
+            if int(await self._ask(sql)) < max(number for number, _, _ in scripts()):
+                await self._make_schema(self._schemas_made)
+        except Misconfigured:
+            # There is nothing yet, which the insert finds out; or this user may not look or make
+            # anything, and the insert is what counts.
+            pass
+        self._schema_checked = True
 
     async def _make_schema(self, schemas_made: int) -> None:
         """Create or update the tables, unless another insert did so since ``schemas_made``."""
