@@ -40,6 +40,11 @@ class Readable(Protocol):
         ...
 
     @property
+    def rows(self) -> int | None:
+        """How many rows it has, where that is known once it is sealed."""
+        ...
+
+    @property
     def map(self) -> mmap.mmap:
         """Its bytes."""
         ...
@@ -125,6 +130,7 @@ class _DeadSegment:
         # After a power failure the length may be there without the rows.
         self.committed = min(file.committed(), file.path.stat().st_size)
         self.sealed = True
+        self.rows: int | None = None
         self._map: mmap.mmap | None = None
 
     @property

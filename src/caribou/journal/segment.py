@@ -63,6 +63,7 @@ class Segment:
         "commit",
         "folder",
         "number",
+        "rows",
         "sealed",
         "size",
         "table",
@@ -79,6 +80,8 @@ class Segment:
         self.size: int = size
         self.folder: Path | None = folder
         self.sealed: bool = False
+        # How many rows it has, where its writer counted them; set before it is sealed.
+        self.rows: int | None = None
         self._length: int | None = None
         self._map: mmap.mmap | None
         if folder is None:
@@ -161,6 +164,7 @@ class Segment:
             os.rename(old_commit, self.commit_path)
         self.commit[0] = 0
         self.number = number
+        self.rows = None
         self.sealed = False
 
     def close(self, *, cut: bool = False) -> None:

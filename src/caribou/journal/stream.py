@@ -39,6 +39,7 @@ class Stream:
         "_map",
         "_nested",
         "_rolled",
+        "_rows_before",
         "_size",
         "_successor",
         "rows",
@@ -58,6 +59,7 @@ class Stream:
         segment was sealed; ``successor(table)`` is the stream to use once this one is closed."""
         self.table: str = table
         self.rows: int = 0
+        self._rows_before = 0
         self.segments: list[Segment] = []
         self.standby: deque[Segment] = deque()
         self._make = make
@@ -161,6 +163,8 @@ class Stream:
             segment.close(cut=True)
             return
         full = self.segments[-1]
+        full.rows = self.rows - self._rows_before
+        self._rows_before = self.rows
         self._use(segment)
         full.sealed = True
 
