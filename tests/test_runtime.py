@@ -559,8 +559,10 @@ def test_a_journal_that_is_deleted_under_its_process_is_made_anew(
     async def main():
         await rollout("before", "before")
         await caribou.flush()
-        shutil.rmtree(os.environ["CARIBOU_HOME"])
-        await asyncio.sleep(2.5)
+        home = os.environ["CARIBOU_HOME"]
+        shutil.rmtree(home)
+        while not os.path.exists(home + "/journal"):
+            await asyncio.sleep(0)
         await rollout("after", "after")
         assert (await caribou.flush(20)).complete
     asyncio.run(main())

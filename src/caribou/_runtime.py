@@ -221,8 +221,8 @@ async def replay(settings: Settings, timeout: float) -> ReplayResult:
     sinks = _durable_sinks(settings)
     if not sinks:
         raise ConfigurationError(
-            "CLICKHOUSE_URL is not set, so there is nowhere to deliver to; without it the journal "
-            "itself is the store"
+            "CLICKHOUSE_URL is not set; without a server the journal itself is the store, and "
+            "every command reads it as it is"
         )
     return await deliver(
         settings.journal_dir,

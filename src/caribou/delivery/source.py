@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
@@ -50,7 +51,7 @@ class Readable(Protocol):
         ...
 
 
-class Source:
+class Source(ABC):
     """Segments of one owner, with the cursor of each sink that is to get them."""
 
     def __init__(
@@ -61,13 +62,13 @@ class Source:
         self.cursors = cursors
         self._tables = tables
 
+    @abstractmethod
     def segments(self, table: str) -> Sequence[Readable]:
         """The segments of a table that may hold rows to deliver, oldest first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settle(self, segment: Readable) -> None:
         """Let go of a sealed segment if every sink is done with it."""
-        raise NotImplementedError
 
     def _done(self, segment: Readable) -> bool:
         committed = segment.committed
