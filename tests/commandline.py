@@ -151,7 +151,7 @@ def open_journal(home: Path, sinks: dict[str, str] | None = None) -> Iterator[Jo
 def write_rows(journal: Journal, table: str, *rows: dict[str, Any] | bytes) -> None:
     for row in rows:
         line = row if isinstance(row, bytes) else json.dumps(row).encode()
-        journal.streams[table].append(line + b"\n")
+        journal.streams[table].append(line)
 
 
 def record(home: Path, program: str, **env: str) -> None:

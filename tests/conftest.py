@@ -61,6 +61,7 @@ def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     monkeypatch.setenv("CARIBOU_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(_recording, "_state", _recording._State())
     monkeypatch.setattr(_process, "_settings", None)
+    monkeypatch.setattr(_process, "_last_stats", {})
     yield
     _process.shutdown_blocking(1.0)
 

@@ -255,7 +255,7 @@ async def test_one_poison_row_among_ten_thousand_is_set_aside_alone(
             caribou.log(caribou.Message(role="user", content=f"{number}"))
             if number == 5_000:
                 # What Caribou writes is never refused; this stands for a column that changed.
-                line = b'{"trace_id":"t","seq":"not a number"}\n'
+                line = b'{"trace_id":"t","seq":"not a number"}'
                 _process.current().streams["spans"].append(line)
     result = await caribou.flush(60)
     assert result.complete

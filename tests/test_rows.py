@@ -144,7 +144,7 @@ def test_the_journal_has_one_object_a_line(tmp_path: Path) -> None:
             json.loads(line, object_pairs_hook=no_key_twice)
     prefix = json.loads(journal_lines(tmp_path / "home", "spans")[0])
     assert list(prefix)[:9] == [
-        *("run_id", "trace_id", "phase", "step_number", "datapoint_id", "env_name"),
+        *("trace_id", "run_id", "phase", "step_number", "datapoint_id", "env_name"),
         *("model_name", "parent_span_id", "seq"),
     ]
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 from . import _process
 from ._failures import MAX_MESSAGE
+from ._log import log
 from ._managers import NullRecorder, SpanManager, TraceManager
 from ._meta import check_meta
 from ._recording import active, captured, scope_for, set_defaults, skip_reason
 from ._rollout import Recorder
 from ._sanitize import MAX_INTEGER, storable_text
-from ._scope import calling_frame, current, settle
+from ._scope import calling_frame, settle
 from ._settings import Redact
-from ._write import WRITERS, base_record
 from .delivery.accounting import FlushResult, Stats
 from .errors import InvalidType, InvalidValue
-from .records import Phase, Record, RolloutStatus, TraceMeta
+from .records import Phase, RolloutStatus, TraceMeta
 
 __all__ = [
     "Span",
@@ -174,42 +174,6 @@ def span(name: str, *, kind: str = "span", attributes: Mapping[str, object] | No
         InvalidValue: ``name`` or ``kind`` is empty.
     """
     return Span(name, kind, attributes)
-
-
-def log(item: Record) -> None:
-    """Record a message, tool execution, grade or event under the current span.
-
-    Synchronous and quick: once it returns, what it was given is safe from a crash of the process,
-    and may be changed. It never raises for what the record holds.
-
-    Args:
-        item: the record.
-
-    Raises:
-        InvalidType: it is no record, or one without its name or role.
-    """
-    scope = current.get()
-    write = WRITERS.get(type(item))
-    if scope is not None and scope.fast and write is not None:
-        write(scope, item)
-    else:
-        _log_carefully(item)
-
-
-def _log_carefully(item: Any) -> None:
-    if type(item) not in WRITERS:
-        item = base_record(item)
-    scope = scope_for("log()", 2)
-    if scope is None:
-        return
-    rollout = scope.rollout
-    if rollout.skipped is not None:
-        rollout.skip(1)
-        return
-    if rollout.closed:
-        rollout.late(scope)
-    WRITERS[type(item)](scope, item)
-    rollout.amended()
 
 
 def add_meta(data: Mapping[str, object]) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 from typing import Final
 
-__all__ = ["new_span_id", "new_trace_id", "share_of", "to_trace_id"]
+__all__ = ["new_span_id", "new_trace_id", "pool", "share_of", "to_trace_id"]
 
 _POOL_SIZE: Final = 1024
-_cut: Final = struct.Struct("16s" * _POOL_SIZE).unpack
 _OTEL_TRACE_ID: Final = re.compile(r"[0-9a-fA-F]{32}")
 
 
@@ -39,18 +37,19 @@ def _hash(text: str, size: int) -> bytes:
     return blake2b(data, digest_size=size, person=b"caribou-trace").digest()
 
 
-_pool: list[bytes] = []
+pool: Final[list[str]] = []
+"""Span ids that nobody has yet. A system call for each would be dear."""
 
 
 def new_span_id() -> bytes:
     """16 lower-case hex digits."""
-    # A system call for each would be dear. Taking from a list is one step to other threads.
+    # Taking from a list is one step to other threads.
     try:
-        return _pool.pop()
+        return pool.pop().encode()
     except IndexError:
-        _pool.extend(_cut(os.urandom(8 * _POOL_SIZE).hex().encode()))
+        pool.extend(os.urandom(8 * _POOL_SIZE).hex(" ", 8).split())
         return new_span_id()
 
 
 # What is left of the pool belongs to the parent process.
-os.register_at_fork(after_in_child=_pool.clear)
+os.register_at_fork(after_in_child=pool.clear)

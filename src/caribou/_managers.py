@@ -103,7 +103,7 @@ class SpanManager:
                 self._more,
             )
         )
-        self._write(self._scope, b',"status":"PENDING"}\n')
+        self._write(self._scope, b',"status":"PENDING"}')
         enter(self._scope, frame)
 
     def _close(self, problem: BaseException | None) -> None:
@@ -128,7 +128,7 @@ class SpanManager:
             tail += b',"status_message":' + encode(storable_text(message, _MAX_STATUS_MESSAGE))
         if scope.rollout.closed and not self._late:
             tail += b',"late":true'
-        self._write(scope, tail + b"}\n")
+        self._write(scope, tail + b"}")
         self._head = b""
 
     def _write(self, scope: Scope, tail: bytes) -> None:

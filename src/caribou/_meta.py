@@ -69,8 +69,8 @@ def check_meta(meta: Mapping[str, object], settings: Settings) -> CheckedMeta:
     given = _text(meta, "trace_id")
     trace_id = new_trace_id() if given is None else to_trace_id(given)
     constants: dict[str, object] = {
-        "run_id": _text(meta, "run_id") or settings.run_id,
         "trace_id": trace_id,
+        "run_id": _text(meta, "run_id") or settings.run_id,
         "phase": phase,
         "step_number": step_number,
         "datapoint_id": datapoint_id,

@@ -42,7 +42,7 @@ class Appender(Protocol):
     """What takes the rows of one table."""
 
     def append(self, line: bytes) -> None:
-        """Take one whole line."""
+        """Take one row: a line of JSON without its newline."""
         ...
 
 
@@ -70,7 +70,7 @@ class _Redacted:
         if self._table == "spans":
             marks.update(mark for mark in before.split(",") if mark)
             kept["sanitized"] = ",".join(sorted(marks))
-        self._append(encode(identity | kept) + b"\n")
+        self._append(encode(identity | kept))
 
 
 def redacted(streams: Mapping[str, Appender], hook: Redact) -> dict[str, Appender]:

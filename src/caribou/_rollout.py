@@ -107,10 +107,10 @@ class Rollout:
         "metadata",
         "model_name",
         "next_intra",
-        "next_seq",
         "root",
         "scopes",
         "score",
+        "seq",
         "skipped",
         "status",
         "tags",
@@ -135,7 +135,7 @@ class Rollout:
         self.grader_name = grader_name
         self.skipped = skipped
         self.closed = False
-        self.next_seq = itertools.count(1).__next__
+        self.seq = 0
         self.turn = 0
         self.intra = 0
         self.next_intra = 0
@@ -172,7 +172,12 @@ class Rollout:
         )
         if grader_name is not None:
             self._summary += b',"grader_name":' + encode(grader_name)
-        self._write("traces", b'%b,"status":"PENDING"}\n' % self._summary)
+        self._write("traces", b'%b,"status":"PENDING"}' % self._summary)
+
+    def next_seq(self) -> int:
+        """The place of the next row in the rollout."""
+        self.seq = seq = self.seq + 1
+        return seq
 
     def scope(self, parent: Scope, span_id: bytes) -> Scope:
         """A scope within this rollout."""
@@ -187,6 +192,7 @@ class Rollout:
         if not scope.late:
             scope.late = True
             scope.prefix += b',"late":true'
+            scope.heads = {}
 
     def skip(self, rows: int) -> None:
         """Count rows of a rollout that is not recorded."""
@@ -195,7 +201,7 @@ class Rollout:
 
     def write(self, table: str, columns: Mapping[str, object]) -> None:
         """Write one row of a table other than ``spans``."""
-        self._write(table, encode(columns) + b"\n")
+        self._write(table, encode(columns))
 
     def add_grade(self, span_id: bytes, seq: int, grade: Grade) -> None:
         """The last grade's score is the rollout's; each has a row of ``scores``."""
@@ -238,6 +244,25 @@ class Rollout:
             usage.reasoning_tokens += message.reasoning_tokens
         if message.cost_usd:
             usage.cost_usd += message.cost_usd
+
+    def place(self, opens: bool, answers: bool) -> tuple[int, int]:
+        """The turn and the place in it of the next message of the conversation.
+
+        Args:
+            opens: the message opens a turn once the model has answered.
+            answers: it is the answer.
+        """
+        if opens and self.answered:
+            self.answered = False
+            self.next_intra = 0
+            self.turn += 1
+        self.intra = intra = self.next_intra
+        self.next_intra = intra + 1
+        self.messages += 1
+        if answers:
+            self.answered = True
+            self.turns += 1
+        return self.turn, intra
 
     def set_turn(self, turn: int) -> None:
         """The next message stands in this turn, at its start if that is another one."""

@@ -211,7 +211,7 @@ def prefix(constants: Mapping[str, object]) -> bytes:
 def row(start: bytes, columns: Mapping[str, object]) -> bytes:
     """A whole line: ``start``, a prefix, and more columns; those that are None are left out."""
     more = encode({name: value for name, value in columns.items() if value is not None})
-    return b"%b,%b\n" % (start, more[1:])
+    return b"%b,%b" % (start, more[1:])
 
 
 def stamp(nanoseconds: int) -> bytes:

@@ -210,8 +210,13 @@ def _watching_sinks(settings: Settings) -> list[Sink]:
     return [Console()]
 
 
-async def replay(settings: Settings, timeout: float) -> ReplayResult:
+async def replay(
+    settings: Settings, timeout: float, report: Callable[[ReplayResult], None]
+) -> ReplayResult:
     """Deliver what dead processes left in the journal of ``settings`` to its sinks.
+
+    ``report`` is called with what waits before anything is sent, while it goes on, and at the end,
+    also when this is cancelled.
 
     Raises:
         ConfigurationError: no sink is configured.
@@ -230,4 +235,5 @@ async def replay(settings: Settings, timeout: float) -> ReplayResult:
         timeout=timeout,
         batch_bytes=settings.batch_bytes,
         batch_rows=settings.batch_rows,
+        report=report,
     )

@@ -16,6 +16,8 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from msgspec import Raw
+
     from ._rollout import Rollout
 
 __all__ = ["Scope", "calling_frame", "current", "enter", "leave", "settle"]
@@ -28,7 +30,8 @@ class Scope:
     """A rollout's root or a span in it: the parent of what is logged while it is current.
 
     ``prefix`` starts each of its lines and ``append`` takes them; ``fast`` says that a call may use
-    both without another look. It holds nothing that was logged, as contexts keep scopes alive.
+    both without another look. ``heads`` keeps what ``prefix`` makes of each role. It holds nothing
+    that was logged, as contexts keep scopes alive.
     """
 
     __slots__ = (
@@ -39,6 +42,7 @@ class Scope:
         "fast",
         "frame_id",
         "guests",
+        "heads",
         "late",
         "parent",
         "prefix",
@@ -57,6 +61,7 @@ class Scope:
         self.parent = parent
         self.prefix = prefix
         self.append = append
+        self.heads: dict[object, tuple[Raw, bool, bool]] = {}
         self.closed = False
         self.error: str | None = None
         self.late = False

@@ -105,7 +105,7 @@ class Running:
 
     def log(self, *numbers: int, size: int = 50) -> None:
         for number in numbers:
-            line = json.dumps({"seq": number, "content": "x" * size}).encode() + b"\n"
+            line = json.dumps({"seq": number, "content": "x" * size}).encode()
             self.journal.streams["spans"].append(line)
 
     async def flush(self, timeout: float = 10.0) -> None:
@@ -146,6 +146,6 @@ def leave_rows(root: Path, *numbers: int) -> Path:
     folder = journal.folder
     assert folder is not None
     for number in numbers:
-        journal.streams["spans"].append(json.dumps({"seq": number}).encode() + b"\n")
+        journal.streams["spans"].append(json.dumps({"seq": number}).encode())
     journal.close(delivered=False)
     return folder

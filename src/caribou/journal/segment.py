@@ -86,6 +86,7 @@ class Segment:
         self._map: mmap.mmap | None
         if folder is None:
             self._map = mmap.mmap(-1, size)
+            self._map[:] = b"\n" * size
             self._commit_map = mmap.mmap(-1, 8)
         else:
             self._map = _create(self.path, size)

@@ -1,8 +1,13 @@
 """The stream of one table: the segments of this process, in the order they were written.
 
-``append`` runs in the caller's thread for every row that is logged. It takes a lock, copies the
-row into the map, publishes the new length, and returns: no system call, no allocation beyond a few
-small integers. When a segment is full the next one is already waiting, made by the I/O thread.
+``append`` runs in the caller's thread for every row that is logged. It copies the row into the map,
+publishes the new length, and returns: no system call, no lock, no allocation beyond a few small
+integers. When a segment is full the next one is already waiting, made by the I/O thread.
+
+No lock, as taking one costs as much as the copy. CPython switches threads only at calls and at the
+ends of loops, and there is neither between taking a stream and letting go of it. What can get in
+between is a finaliser (3.11 collects garbage where a slice is made) or a tracing debugger; they
+find the stream taken, and go the slow way.
 """
 
 from __future__ import annotations
@@ -29,7 +34,6 @@ class Stream:
     """
 
     __slots__ = (
-        "_busy",
         "_closed",
         "_commit",
         "_end",
@@ -37,11 +41,12 @@ class Stream:
         "_lock",
         "_make",
         "_map",
-        "_nested",
+        "_queue",
         "_rolled",
         "_rows_before",
         "_size",
         "_successor",
+        "_taken",
         "rows",
         "segments",
         "standby",
@@ -65,37 +70,37 @@ class Stream:
         self._make = make
         self._rolled = rolled
         self._successor = successor
+        # Held while a segment is changed for the next, and by those who wait for that.
         self._lock = threading.RLock()
-        self._busy = False
+        self._taken = False
         self._closed = False
-        self._nested: list[bytes] = []
+        self._queue: list[bytes] = []
         self._use(make(table, _FIRST_BYTES.get(table, _LEAST_BYTES)))
 
     def append(self, line: bytes) -> None:
-        """Append one row, ``line`` being JSON and a newline. Once this returns, a kill of the
-        process loses it no more.
+        """Append one row: a line of JSON without the newline, which is in the segment already.
+        Once this returns, a kill of the process loses it no more.
 
         A finaliser or a signal handler may log while this very thread is in here. Such a nested
         call leaves its row to the call around it, which appends it right after its own.
         """
         length = len(line)
-        with self._lock:
-            if self._busy:
-                self._nested.append(line)
-                return
+        # One statement, so that a debugger that stops at each line cannot come between.
+        taken, self._taken = self._taken, True
+        if not taken:
+            fits = False
             try:
-                self._busy = True
                 end = self._end + length
-                fits = end <= self._size
+                fits = end < self._size
                 if fits:
                     self._map[self._end : end] = line
-                    self._end = self._commit[0] = end
+                    self._end = self._commit[0] = end + 1
                     self.rows += 1
             finally:
-                self._busy = False
+                self._taken = False
             if fits:
-                if self._nested:
-                    self._append_nested()
+                if self._queue:
+                    self._append_queue()
                 return
         self._append_slowly(line)
 
@@ -107,13 +112,14 @@ class Stream:
         """Send every later row to the successor. Rows in here stay for readers."""
         with self._lock:
             self._detach()
+        self._append_queue()
 
     def abandon(self) -> None:
         """In a forked child: let go of what belongs to the parent, touching none of its files."""
         # Another thread of the parent may have held the lock when it forked.
         self._lock = threading.RLock()
-        self._busy = False
-        self._nested.clear()
+        self._taken = False
+        self._queue.clear()
         self._detach()
         for segment in (*self.segments, *self.standby):
             segment.close()
@@ -121,30 +127,34 @@ class Stream:
         self.standby.clear()
 
     def _append_slowly(self, line: bytes) -> None:
-        """The row does not fit, or rows go elsewhere by now."""
+        """The row does not fit, or somebody is in here, or rows go elsewhere by now."""
         with self._lock:
-            if self._busy:
-                self._nested.append(line)
-                return
-            # Another thread may have rolled since it did not fit.
-            if not self._closed and self._end + len(line) > self._size:
+            taken, self._taken = self._taken, True
+            if taken:
+                # By a call below this one, or one that a debugger holds up.
+                self._queue.append(line)
+            else:
                 try:
-                    self._busy = True
-                    self._roll(len(line))
+                    # Another thread may have rolled since it did not fit.
+                    if not self._closed and self._end + len(line) >= self._size:
+                        self._roll(len(line) + 1)
                 finally:
-                    self._busy = False
+                    self._taken = False
             closed = self._closed
+        if taken:
+            if not self._taken:
+                self._append_queue()
+            return
         # Not under the lock: making a successor takes others, and so may whoever is told.
         if closed:
             self._successor(self.table).append(line)
         else:
             self._rolled()
             self.append(line)
-        if self._nested:
-            self._append_nested()
+        self._append_queue()
 
-    def _append_nested(self) -> None:
-        lines, self._nested = self._nested, []
+    def _append_queue(self) -> None:
+        lines, self._queue = self._queue, []
         for line in lines:
             self.append(line)
 

@@ -1,0 +1,164 @@
+"""``log()``: the call that agents make most, and nothing that is not needed for it.
+
+Most records are messages that have a role and a text. They are found out by one look at all
+fields, and their row is encoded in one go: what is constant in a scope and for a role was encoded
+before, as a head that stands where the first value of the row does. All others go through
+``_write``.
+"""
+
+from __future__ import annotations
+
+from time import time_ns
+from typing import Any, Final, cast
+
+from msgspec import Raw, Struct
+from msgspec.structs import astuple
+
+from ._ids import pool
+from ._recording import scope_for
+from ._sanitize import MAX_STRING, encode
+from ._scope import Scope, current
+from ._write import ROLES, WRITERS, base_record, write_placed
+from .records import Message, Record
+
+__all__ = ["log"]
+
+_NONE_OF_PLAIN: Final = len(Message.__struct_fields__) - 2
+
+# A text of no more characters is storable whatever they are: an escape takes six bytes.
+_PLAIN_CHARACTERS: Final = MAX_STRING // 8
+
+_LEAST_OF_NINE_DIGITS: Final = 100_000_000
+
+_START: Final = b'{"trace_id":'
+
+_current = current.get
+
+
+class _PlainRow(Struct, gc=False):
+    # The id, and after it every member that is constant.
+    trace_id: Raw
+    seq: int
+    span_id: str
+    start_time: str
+    turn_index: int
+    intra_index: int
+    content: str
+
+
+# The second that times were last taken in: its start in nanoseconds, and it as the start of a time.
+# Most calls of a busy program fall into the same one, and only the fraction is to be written.
+_second: tuple[int, str] = (0, "")
+
+
+def log(item: Record) -> None:
+    """Record a message, tool execution, grade or event under the current span.
+
+    Synchronous and quick: once it returns, what it was given is safe from a crash of the process,
+    and may be changed. It never raises for what the record holds.
+
+    Args:
+        item: the record.
+
+    Raises:
+        InvalidType: it is no record, or one without its name or role.
+    """
+    scope = _current()
+    if scope is None or not scope.fast:
+        _log_carefully(item)
+        return
+    head, opens, answers, content = None, False, False, ""
+    if type(item) is Message:
+        try:
+            values = astuple(item)
+            content = values[1]
+            if (
+                values.count(None) == _NONE_OF_PLAIN
+                and type(content) is str
+                and len(content) <= _PLAIN_CHARACTERS
+            ):
+                head, opens, answers = scope.heads.get(values[0]) or _head(scope, values[0])
+        except Exception:
+            # A value that cannot even be compared, or a role that is none of the common ones.
+            pass
+    if head is None:
+        write = WRITERS.get(type(item))
+        if write is None:
+            _log_carefully(item)
+        else:
+            write(scope, item)
+        return
+    now = time_ns()
+    start, second = _second
+    fraction = now - start
+    if not 0 <= fraction < 1_000_000_000:
+        start, second = _new_second(now)
+        fraction = now - start
+    # Several threads may be in here at once, but not between these assignments: there is no call
+    # and no loop among them (see ``_rollout``). They are ``Rollout.next_seq`` and ``place``,
+    # spelled out since the calls would be a tenth of the whole.
+    rollout = scope.rollout
+    rollout.seq = seq = rollout.seq + 1
+    if opens and rollout.answered:
+        rollout.answered = False
+        rollout.next_intra = 0
+        rollout.turn += 1
+    rollout.intra = intra = rollout.next_intra
+    rollout.next_intra = intra + 1
+    turn = rollout.turn
+    rollout.messages += 1
+    if answers:
+        rollout.answered = True
+        rollout.turns += 1
+    try:
+        line = encode(
+            _PlainRow(
+                head,
+                seq,
+                pool.pop(),
+                # Formatting with a width takes twice as long.
+                f"{second}{fraction}"
+                if fraction >= _LEAST_OF_NINE_DIGITS
+                else f"{second}{fraction:09d}",
+                turn,
+                intra,
+                content,
+            )
+        )
+    except (IndexError, UnicodeEncodeError):
+        # The ids are used up, or there is a lone surrogate in the text.
+        write_placed(scope, cast("Message", item), seq, turn, intra)
+    else:
+        scope.append(line)
+
+
+def _head(scope: Scope, role: Any) -> tuple[Raw, bool, bool]:
+    label, opens, answers = ROLES[role]
+    constants = scope.prefix.removeprefix(_START)
+    head = Raw(b'%b,%b,"role":%b' % (constants, label, encode(str.__str__(role)))), opens, answers
+    scope.heads[role] = head
+    return head
+
+
+def _new_second(now: int) -> tuple[int, str]:
+    global _second
+    seconds = now // 1_000_000_000
+    # One assignment of both: another thread may be reading.
+    _second = (seconds * 1_000_000_000, f"{seconds:010d}.")
+    return _second
+
+
+def _log_carefully(item: Any) -> None:
+    if type(item) not in WRITERS:
+        item = base_record(item)
+    scope = scope_for("log()", 2)
+    if scope is None:
+        return
+    rollout = scope.rollout
+    if rollout.skipped is not None:
+        rollout.skip(1)
+        return
+    if rollout.closed:
+        rollout.late(scope)
+    WRITERS[type(item)](scope, item)
+    rollout.amended()
