@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
 from .._settings import from_environment
 from ._options import json_option
-from ._output import note, print_json
+from ._output import Update, note, print_json, progress
+from ._owners import processes
+
+if TYPE_CHECKING:
+    from ..delivery.replay import ReplayResult
 
 __all__ = ["command"]
+
+_COUNTS = ("owners", "rows", "delivered", "pending", "dead")
+# Where no bar can be drawn.
+_LINE_SECONDS = 10.0
 
 
 @click.command()
@@ -34,26 +46,63 @@ def command(timeout: float, as_json: bool) -> int:
     # Late: it imports the network library.
     from .._runtime import replay
 
-    result = asyncio.run(replay(settings, timeout))
-    counts = {
-        "owners": result.owners,
-        "rows": result.rows,
-        "delivered": result.delivered,
-        "pending": result.pending,
-        "dead": result.dead,
-    }
+    target = f"{settings.clickhouse_url}, database {settings.clickhouse_database}"
+    with progress("Delivering") as update:
+        shown = _Shown(target, update)
+        try:
+            result = asyncio.run(replay(settings, timeout, shown.show))
+        except KeyboardInterrupt:
+            result = None
+    if result is None:
+        if shown.latest is not None:
+            note(_stopped("Interrupted", shown.latest))
+        return 130
     if as_json:
-        print_json([counts])
+        print_json([{name: getattr(result, name) for name in _COUNTS}])
     elif not result.owners:
         print("Nothing to replay: no ended process left rows in the journal.")
     else:
         print(
-            f"Found {result.rows:,} rows of {result.owners:,} ended processes:"
+            f"Found {result.rows:,} rows of {processes(result.owners, 'ended')}:"
             f" {result.delivered:,} delivered, {result.pending:,} pending, {result.dead:,} refused."
         )
     if result.pending:
-        reason = f" The last error: {result.last_error}" if result.last_error else ""
-        note(f"What is pending stays in the journal.{reason}")
+        note(_stopped(f"Stopped after {timeout:g} s", result))
     if result.dead:
         note("What was refused is kept in dead letters; `caribou doctor` shows them.")
     return 1 if result.pending or result.dead else 0
+
+
+@dataclass(slots=True)
+class _Shown:
+    """Tells a person how it goes, on standard error."""
+
+    target: str
+    update: Update
+    latest: ReplayResult | None = None
+    line_at: float = 0.0
+
+    def show(self, state: ReplayResult) -> None:
+        before, self.latest = self.latest, state
+        if before is None:
+            self.line_at = time.monotonic()
+            if state.rows:
+                owners = processes(state.owners, "ended")
+                note(f"Delivering {state.rows:,} rows of {owners} to {self.target}")
+            return
+        if state.rows:
+            self.update(state.delivered + state.dead, state.rows)
+        # The first is told by the logger, and so is one that comes after a success.
+        if before.last_error and state.last_error not in (None, before.last_error):
+            note(f"Still trying: {state.last_error}")
+        if not sys.stderr.isatty() and time.monotonic() - self.line_at >= _LINE_SECONDS:
+            self.line_at = time.monotonic()
+            note(f"{state.delivered:,} delivered, {state.pending:,} waiting")
+
+
+def _stopped(why: str, state: ReplayResult) -> str:
+    reason = f". The last error: {state.last_error}" if state.last_error else ""
+    return (
+        f"{why}: {state.delivered:,} rows were delivered, {state.pending:,} still wait and are"
+        f" safe in the journal{reason}"
+    )

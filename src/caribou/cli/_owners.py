@@ -1,0 +1,45 @@
+"""What owners below the journal, alive or dead, still hold for servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import JournalError
+from ..journal.cursor import Cursor
+from ..journal.owner import OwnerInfo, owner_folders, read_info
+from ..journal.reader import SegmentFile, segment_files
+
+__all__ = ["processes", "servers_waited_for", "undelivered"]
+
+
+def undelivered(folder: Path, info: OwnerInfo) -> Iterator[tuple[str, str, SegmentFile, int]]:
+    """Segments of an owner with rows that a sink has not acknowledged: the sink, its target, the
+    segment, and the byte at which they begin."""
+    segments = segment_files(folder)
+    for sink, target in info.sinks.items():
+        cursor = Cursor(folder, sink)
+        for segment in segments:
+            start = cursor.acknowledged(segment.table, segment.number)
+            if segment.committed() > start:
+                yield sink, target, segment, start
+
+
+def servers_waited_for(journal: Path) -> dict[str, int]:
+    """For each target that rows wait for, how many owners hold some. Reads no rows."""
+    found: dict[str, int] = {}
+    for folder in owner_folders(journal):
+        try:
+            info = read_info(folder)
+        except JournalError:
+            # `caribou doctor` tells of it.
+            continue
+        for target in {target for _, target, _, _ in undelivered(folder, info)}:
+            found[target] = found.get(target, 0) + 1
+    return found
+
+
+def processes(count: int, which: str = "") -> str:
+    """``count`` processes, with a word before the noun, in the right number."""
+    noun = "process" if count == 1 else "processes"
+    return " ".join(filter(None, (f"{count:,}", which, noun)))

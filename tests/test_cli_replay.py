@@ -1,0 +1,85 @@
+"""``caribou replay`` while the server is away: what it tells, and what it leaves in the journal."""
+
+from __future__ import annotations
+
+import http.server
+import signal
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+from commandline import caribou, open_journal, running, write_rows
+
+SINKS = {"clickhouse": "http://elsewhere:8123/caribou"}
+
+
+def closed_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def leave_rows(home: Path, *, processes: int = 1) -> None:
+    """Two rows of each of so many ended processes."""
+    for number in range(processes):
+        with open_journal(home, SINKS) as journal:
+            write_rows(journal, "spans", {"seq": 2 * number}, {"seq": 2 * number + 1})
+
+
+def next_line(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    return process.stderr.readline()
+
+
+def test_it_says_what_it_tries_and_when_interrupted_what_is_left(tmp_path: Path) -> None:
+    leave_rows(tmp_path, processes=3)
+    url = f"http://127.0.0.1:{closed_port()}"
+    with running("replay", home=tmp_path, CLICKHOUSE_URL=url) as replay:
+        assert next_line(replay) == (
+            f"Delivering 6 rows of 3 ended processes to {url}, database caribou\n"
+        )
+        assert "cannot be reached" in next_line(replay)
+        replay.send_signal(signal.SIGINT)
+        out, err = replay.communicate(timeout=30)
+    assert (replay.returncode, out) == (130, "")
+    assert err.count("\n") == 1
+    assert err.startswith("Interrupted: 0 rows were delivered, 6 still wait and are safe in the")
+    assert "The last error: Cannot connect" in err
+    # Nobody was told that they are delivered, and they are not.
+    assert "6 rows" in caribou("doctor", home=tmp_path).out
+
+
+def test_rows_of_processes_it_never_came_to_are_counted(tmp_path: Path) -> None:
+    leave_rows(tmp_path, processes=11)
+    url = f"http://127.0.0.1:{closed_port()}"
+    answer = caribou("replay", "--timeout", "0.5", "--json", home=tmp_path, CLICKHOUSE_URL=url)
+    assert answer.code == 1
+    assert answer.objects == [
+        {"owners": 11, "rows": 22, "delivered": 0, "pending": 22, "dead": 0},
+    ]
+    assert "Stopped after 0.5 s: 0 rows were delivered, 22 still wait" in answer.err
+
+
+def test_an_error_that_changes_is_told(tmp_path: Path) -> None:
+    leave_rows(tmp_path)
+    port = closed_port()
+    with running("replay", home=tmp_path, CLICKHOUSE_URL=f"http://127.0.0.1:{port}") as replay:
+        assert next_line(replay).startswith("Delivering 2 rows of 1 ended process to")
+        assert "Cannot connect" in next_line(replay)
+        server = http.server.HTTPServer(("127.0.0.1", port), _Unavailable)
+        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        try:
+            assert "503" in next_line(replay)
+        finally:
+            server.shutdown()
+            server.server_close()
+
+
+class _Unavailable(http.server.BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_error(503)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
