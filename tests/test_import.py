@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import caribou, refused
+from commandline import caribou, environment, refused, running
 
 pytest.importorskip("chdb", reason="the embedded engine is not installed")
 
@@ -158,6 +164,11 @@ def test_many_rollouts_at_once(tmp_path: Path) -> None:
         ("OK", ("--score", "task.id"), "not a number from 0 to 1"),
         ("OK", ("--meta", "oops"), "NAME=EXPR"),
         ("OK", ("--phase", "night"), "night"),
+        ("OK", ("--run", ""), "--run"),
+        ("OK", ("--env", " "), "--env"),
+        ("OK", ("--model", ""), "--model"),
+        ("OK", ("--run", "r" * 100_000), "run_id"),
+        ("OK", ("--datapoint", "'" + "d" * 100_000 + "'"), "item 1: --datapoint"),
     ],
 )
 def test_bad_input_is_one_sentence_and_records_nothing(
@@ -171,6 +182,102 @@ def test_bad_input_is_one_sentence_and_records_nothing(
     sentence = refused(caribou("import", str(path), *options(), *more, home=home))
     assert says in sentence
     assert not list(home.rglob("*.ndjson"))
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ({"role": 5}, "5 as role"),
+        ({"role": ""}, "no role"),
+        ({"role": "assistant", "tool_calls": 5}, "5 as tool_calls"),
+        ({"role": "assistant", "tool_calls": {"id": "c1"}}, "an object as tool_calls"),
+        ({"role": "assistant", "tool_calls": ["look"]}, '"look" as tool_calls[0]'),
+        ({"role": "assistant", "tool_calls": [*CALLS, {"function": "look"}]}, "tool_calls[2]"),
+    ],
+)
+@pytest.mark.parametrize("lines", [False, True], ids=["array", "lines"])
+def test_a_malformed_message_is_found_before_anything_is_recorded(
+    tmp_path: Path, message: dict[str, Any], says: str, lines: bool
+) -> None:
+    bad = item(2, log=[*MESSAGES, message])
+    source = write(tmp_path / "a.json", item(1), bad, lines=lines)
+    sentence = refused(caribou("import", source, *options(), home=tmp_path / "home"))
+    assert f"{source}, item 2: --messages 'log': message 8 has " in sentence
+    assert says in sentence
+    assert not list(tmp_path.rglob("*.ndjson"))
+
+
+def test_odd_but_storable_messages_are_imported(tmp_path: Path) -> None:
+    odd = [
+        {"role": "user", "content": 5},
+        {"role": "assistant", "tool_calls": None},
+        {"role": "assistant", "tool_calls": [{"id": 1}, {"id": "c", "function": None}]},
+        {"role": "assistant", "tool_calls": [{"id": "n", "function": {"name": 1}}]},
+        {"role": "tool", "tool_call_id": "n", "content": [1]},
+        {"role": "tool", "tool_call_id": 1, "name": 2, "content": {"a": 1}},
+        {"role": "tool"},
+    ]
+    source = write(tmp_path / "a.json", item(1, log=odd))
+    answer = caribou("import", source, *options(), home=tmp_path)
+    assert (answer.code, "Traceback" in answer.err) == (0, False), answer
+    assert "7 messages, 3 tool executions" in answer.out
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+@pytest.mark.parametrize("lines", [False, True], ids=["array", "lines"])
+def test_rollouts_come_through_a_pipe(tmp_path: Path, name: str, lines: bool) -> None:
+    source = Path(write(tmp_path / "a.json", item(1), item(2), lines=lines))
+    answer = subprocess.run(
+        [sys.executable, "-m", "caribou", "import", name, *options(), "--json"],
+        env=environment(tmp_path),
+        input=source.read_bytes(),
+        capture_output=True,
+        check=True,
+    )
+    [summary] = json.loads(answer.stdout)
+    assert (summary["rollouts"], summary["messages"]) == (2, 2 * len(MESSAGES))
+
+
+def test_standard_input_is_named_in_complaints(tmp_path: Path) -> None:
+    # The tests' commands get nothing there.
+    assert "standard input holds no rollouts" in refused(
+        caribou("import", "-", *options(), home=tmp_path)
+    )
+
+
+def test_an_import_interrupted_while_it_reads_says_so(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    # Opening a pipe waits for the other end, so it is reading.
+    with (
+        running("import", str(pipe), *options(), home=tmp_path / "home") as process,
+        pipe.open("w"),
+    ):
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    assert err == "caribou: interrupted while reading; nothing was recorded.\n"
+
+
+def test_an_interrupted_import_says_how_far_it_came(tmp_path: Path) -> None:
+    source = write(tmp_path / "many.json", *(item(n) for n in range(3000)))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        home = tmp_path / "home"
+        with running("import", source, *options(), home=home, CLICKHOUSE_URL=url) as process:
+            # The first rows are on their way, and there will be no answer.
+            connection, _ = listener.accept()
+            with connection:
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    said = re.search(r"interrupted; ([\d,]+) of 3,000 rollouts were recorded in full", err)
+    assert said, err
+    assert "Traceback" not in err
+    ends = 0
+    for path in (home / "journal").glob("*/traces-*.ndjson"):
+        ends += path.read_bytes().count(b'"status":"COMPLETED"')
+    assert int(said[1].replace(",", "")) == ends
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:

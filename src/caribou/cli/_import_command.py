@@ -29,7 +29,7 @@ from ..errors import InvalidValue
 from ._options import json_option
 from ._output import note, print_json, progress
 from ._recording import recording_settings, report_unfinished
-from ._rollout_files import Expressions, Rollout, read_rollouts
+from ._rollout_files import Expressions, Rollout, Source, read_rollouts
 
 __all__ = ["command"]
 
@@ -38,6 +38,12 @@ _DELIVERY_SECONDS = 60.0
 # How far the import may run ahead of the server.
 _AHEAD_BYTES = 256 << 20
 _MESSAGE_FIELDS = frozenset({"role", "content", "tool_calls", "tool_call_id", "name"})
+
+
+def _not_empty(context: click.Context, option: click.Parameter, value: str) -> str:
+    if not value.strip():
+        raise click.BadParameter("it must not be empty")
+    return value
 
 
 @click.command()
@@ -49,9 +55,15 @@ _MESSAGE_FIELDS = frozenset({"role", "content", "tool_calls", "tool_call_id", "n
 @click.option("--score", metavar="EXPR", help="A number from 0 to 1, logged as a grade.")
 @click.option("--trial", metavar="EXPR", help="Kept as the metadata 'trial'.")
 @click.option("--meta", multiple=True, metavar="NAME=EXPR", help="More metadata (repeatable).")
-@click.option("--run", required=True, metavar="ID", help="The run to file them under.")
-@click.option("--env", required=True, metavar="NAME", help="The environment they ran in.")
-@click.option("--model", required=True, metavar="NAME", help="The model that acted.")
+@click.option(
+    "--run", required=True, callback=_not_empty, metavar="ID", help="The run to file them under."
+)
+@click.option(
+    "--env", required=True, callback=_not_empty, metavar="NAME", help="The environment they ran in."
+)
+@click.option(
+    "--model", required=True, callback=_not_empty, metavar="NAME", help="The model that acted."
+)
 @click.option(
     "--phase", type=click.Choice(("train", "eval", "prod")), default="eval", show_default=True
 )
@@ -69,7 +81,7 @@ def command(
     phase: str,
     as_json: bool,
 ) -> int:
-    """Import rollouts from JSON arrays or JSONL.
+    """Import rollouts from JSON arrays or JSONL; FILE may be - for standard input.
 
     EXPR is a JMESPath expression that is applied to each item of a file, such as traj or
     info.task.id. Messages are OpenAI-style chat; each tool message is logged as the execution of
@@ -80,12 +92,26 @@ def command(
         messages=messages, datapoint=datapoint, score=score, metadata=metadata
     )
     recording_settings()
-    total = sum(1 for _ in read_rollouts(files, expressions))
     about = {"run_id": run, "env_name": env, "model_name": model, "phase": phase}
+    # Checks them; nothing is recorded before it is entered.
+    trace_run({**about, "datapoint_id": "any"})
+    sources = [Source(file) for file in files]
+    counts = Counter(rollouts=0, messages=0, tool_executions=0, grades=0)
+    try:
+        total = sum(1 for _ in read_rollouts(sources, expressions))
+    except KeyboardInterrupt:
+        note("caribou: interrupted while reading; nothing was recorded.")
+        raise click.Abort from None
     began = time.monotonic()
-    with progress("Importing") as update:
-        rollouts = read_rollouts(files, expressions)
-        counts, result = asyncio.run(_import(rollouts, about, partial(update, total=total)))
+    try:
+        with progress("Importing") as update:
+            rollouts = read_rollouts(sources, expressions)
+            result = asyncio.run(_import(rollouts, about, counts, partial(update, total=total)))
+    except KeyboardInterrupt:
+        done = counts["rollouts"]
+        rest = ", those under way as ABORTED" if done < total else ""
+        note(f"caribou: interrupted; {done:,} of {total:,} rollouts were recorded in full{rest}.")
+        raise click.Abort from None
     seconds = time.monotonic() - began
     if as_json:
         print_json(
@@ -112,10 +138,11 @@ def _metadata_expressions(trial: str | None, meta: Sequence[str]) -> dict[str, s
 
 
 async def _import(
-    rollouts: Iterator[Rollout], about: Mapping[str, Any], update: Callable[[int], None]
-) -> tuple[dict[str, int], FlushResult]:
-    counts = Counter(rollouts=0, messages=0, tool_executions=0, grades=0)
-
+    rollouts: Iterator[Rollout],
+    about: Mapping[str, Any],
+    counts: Counter[str],
+    update: Callable[[int], None],
+) -> FlushResult:
     # The journal's bound protects programs from their traces. Here the traces are the purpose:
     # instead of refusing rollouts, the import waits for a server that is slower than the disk.
     configure(max_journal_bytes=1 << 60)
@@ -130,7 +157,7 @@ async def _import(
     async with asyncio.TaskGroup() as group:
         for _ in range(_CONCURRENCY):
             group.create_task(worker())
-    return dict(counts), await shutdown(_DELIVERY_SECONDS)
+    return await shutdown(_DELIVERY_SECONDS)
 
 
 async def _log_rollout(rollout: Rollout, about: Mapping[str, Any], counts: Counter[str]) -> None:

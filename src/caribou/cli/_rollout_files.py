@@ -3,22 +3,62 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import jmespath
 from jmespath.exceptions import JMESPathError
 
+from .. import trace_run
 from ..errors import InvalidValue
 
-__all__ = ["Expressions", "Rollout", "read_rollouts"]
+__all__ = ["Expressions", "Rollout", "Source", "read_rollouts"]
+
+
+class Source:
+    """A file of rollouts, to be read more than once; ``-`` is standard input."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._standard_input = str(path) == "-"
+        self._copy: IO[bytes] | None = None
+
+    def __str__(self) -> str:
+        return "standard input" if self._standard_input else str(self._path)
+
+    @contextmanager
+    def opened(self) -> Generator[IO[bytes]]:
+        """The file from its beginning.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        if self._copy is None and (self._standard_input or _runs_dry(self._path)):
+            # What a pipe has given is gone from it.
+            self._copy = tempfile.TemporaryFile()  # noqa: SIM115 (kept for the next reading)
+            file = 0 if self._standard_input else self._path
+            with open(file, "rb", closefd=not self._standard_input) as pipe:
+                shutil.copyfileobj(pipe, self._copy)
+        if self._copy is not None:
+            self._copy.seek(0)
+            yield self._copy
+            return
+        with self._path.open("rb") as file:
+            yield file
+
+
+def _runs_dry(path: Path) -> bool:
+    return path.is_fifo() or path.is_char_device()
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One item of a file. ``messages`` are OpenAI-style chat messages, not yet looked into."""
+    """One item of a file. ``messages`` are OpenAI-style chat messages."""
 
     datapoint_id: str
     messages: list[Mapping[str, Any]]
@@ -83,14 +123,17 @@ class Expressions:
                 f"{self._messages.label} gives {_kind(messages)}, not a list of messages"
             )
         for i, message in enumerate(cast("list[Any]", messages)):
-            role = (
-                cast("dict[str, Any]", message).get("role") if isinstance(message, dict) else None
-            )
-            if not isinstance(role, str):
-                raise InvalidValue(f"{self._messages.label}: message {i} has no role")
+            wrong = _wrong_in(message)
+            if wrong:
+                raise InvalidValue(f"{self._messages.label}: message {i} {wrong}")
         datapoint = self._datapoint.find(item)
         if datapoint in (None, "") or isinstance(datapoint, dict | list):
             raise InvalidValue(f"{self._datapoint.label} gives {_kind(datapoint)}, not an id")
+        try:
+            # Checks it; nothing is recorded before it is entered.
+            trace_run({"datapoint_id": _text(datapoint), "phase": "eval"})
+        except InvalidValue as error:
+            raise InvalidValue(f"{self._datapoint.label}: {error}") from None
         found = {name: expression.find(item) for name, expression in self._metadata.items()}
         return Rollout(
             datapoint_id=_text(datapoint),
@@ -112,27 +155,53 @@ class Expressions:
         return float(score)
 
 
-def read_rollouts(paths: Sequence[Path], expressions: Expressions) -> Iterator[Rollout]:
-    """The rollouts in ``paths``, in order. JSON arrays are held in memory, JSONL is not.
+def _wrong_in(message: Any) -> str:
+    """What keeps a message from being recorded, to follow its name; empty when nothing does.
+
+    Contents and ids of any kind can be stored; what else a message has goes to its attributes.
+    """
+    if not isinstance(message, dict):
+        return f"is {_kind(message)}, which has no role"
+    fields = cast("dict[str, Any]", message)
+    role = fields.get("role")
+    if role in (None, ""):
+        return "has no role"
+    if not isinstance(role, str):
+        return f"has {_kind(role)} as role, not a text"
+    calls: object = fields.get("tool_calls") or []
+    if not isinstance(calls, list):
+        return f"has {_kind(calls)} as tool_calls, not a list"
+    for i, call in enumerate(cast("list[Any]", calls)):
+        if not isinstance(call, dict):
+            return f"has {_kind(call)} as tool_calls[{i}], not an object"
+        function = cast("dict[str, Any]", call).get("function")
+        if not isinstance(function, dict | None):
+            return f"has {_kind(function)} as tool_calls[{i}].function, not an object"
+    return ""
+
+
+def read_rollouts(sources: Sequence[Source], expressions: Expressions) -> Iterator[Rollout]:
+    """The rollouts in ``sources``, in order. JSON arrays are held in memory, JSONL is not.
 
     Raises:
         InvalidValue: a file cannot be read or is empty, or an item lacks a part; the message names
             the file and the item.
     """
-    for path in paths:
+    for source in sources:
         number = 0
-        for number, item in enumerate(_items(path), 1):
+        for number, item in enumerate(_items(source), 1):
             try:
-                yield expressions.apply(item)
+                rollout = expressions.apply(item)
             except InvalidValue as error:
-                raise InvalidValue(f"{path}, item {number}: {error}") from None
+                raise InvalidValue(f"{source}, item {number}: {error}") from None
+            yield rollout
         if number == 0:
-            raise InvalidValue(f"{path} holds no rollouts")
+            raise InvalidValue(f"{source} holds no rollouts")
 
 
-def _items(path: Path) -> Iterator[Any]:
+def _items(source: Source) -> Iterator[Any]:
     try:
-        with path.open("rb") as file:
+        with source.opened() as file:
             start = b""
             while not start.strip():
                 start = file.read(1)
@@ -140,25 +209,25 @@ def _items(path: Path) -> Iterator[Any]:
                     return
             file.seek(0)
             if start == b"[":
-                yield from _decode(path, 0, file.read())
+                yield from _decode(source, 0, file.read())
                 return
             for number, line in enumerate(file, 1):
                 if number == 1 and line.strip() == b"{":
                     # One object, laid out over many lines.
-                    yield _decode(path, 0, line + file.read())
+                    yield _decode(source, 0, line + file.read())
                     return
                 if line.strip():
-                    yield _decode(path, number, line)
+                    yield _decode(source, number, line)
     except OSError as error:
-        raise InvalidValue(f"{path} cannot be read: {error.strerror}") from None
+        raise InvalidValue(f"{source} cannot be read: {error.strerror}") from None
 
 
-def _decode(path: Path, line: int, data: bytes) -> Any:
+def _decode(source: Source, line: int, data: bytes) -> Any:
     # The standard library's reader takes what Python programs write: NaN, lone surrogates.
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        where = f"{path}, line {line}" if line else str(path)
+        where = f"{source}, line {line}" if line else str(source)
         raise InvalidValue(f"{where} is not JSON: {error}") from None
 
 
