@@ -1,4 +1,4 @@
-"""``caribou replay`` while the server is away: what it tells, and what it leaves in the journal."""
+"""While the server is away: what ``replay`` and ``demo`` tell, and what they leave in the journal."""
 
 from __future__ import annotations
 
@@ -48,6 +48,19 @@ def test_it_says_what_it_tries_and_when_interrupted_what_is_left(tmp_path: Path)
     assert "The last error: Cannot connect" in err
     # Nobody was told that they are delivered, and they are not.
     assert "6 rows" in caribou("doctor", home=tmp_path).out
+
+
+def test_what_the_demo_cannot_deliver_is_safe(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{closed_port()}"
+    answer = caribou("demo", "--json", home=tmp_path, CLICKHOUSE_URL=url)
+    assert (answer.code, answer.objects) == (1, [])
+    assert "Traceback" not in answer.err
+    last = answer.err.splitlines()[-1]
+    assert "rows are safe in the journal" in last
+    assert "`caribou replay` delivers them" in last
+    count = last.split()[0]
+    assert int(count.replace(",", "")) > 320
+    assert f"{count} rows" in caribou("doctor", home=tmp_path).out
 
 
 def test_rows_of_processes_it_never_came_to_are_counted(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import click
 
-from .. import FlushResult, shutdown
+from .. import FlushResult, flush, shutdown
 from ..store import Store
 from ._conversation import print_conversation
 from ._demo_agents import ROLLOUTS, run_training
 from ._options import Filters, json_option
-from ._output import in_terminal, print_json, print_table, progress
+from ._output import in_terminal, note, print_json, print_table, progress
 from ._recording import recording_settings, report_unfinished
 from ._runs_command import COLUMNS, RUNS_SQL
 from ._show_command import read_trace
@@ -22,7 +22,9 @@ from ._traces_command import find_traces, print_traces
 
 __all__ = ["command"]
 
-_DELIVERY_SECONDS = 30.0
+_DELIVERY_SECONDS = 10.0
+# Without a word.
+_PATIENCE_SECONDS = 2.0
 
 
 @click.command()
@@ -39,6 +41,11 @@ def command(as_json: bool) -> int:
     with progress(f"{ROLLOUTS} rollouts") as update:
         result = asyncio.run(_record(run_id, update))
     seconds = time.monotonic() - began
+    if not result.complete:
+        # The server cannot show what it does not have.
+        if as_json:
+            print_json([])
+        return report_unfinished(result)
     with opened_store(settings) as store:
         if as_json:
             print_json(find_traces(store, Filters(run=run_id), ROLLOUTS))
@@ -58,6 +65,8 @@ async def _record(run_id: str, update: Callable[[int, int], None]) -> FlushResul
         update(done, ROLLOUTS)
 
     await run_training(run_id, one_done)
+    if not (await flush(_PATIENCE_SECONDS)).complete:
+        note(f"Waiting up to {_DELIVERY_SECONDS:.0f} s for the server to take the rows.")
     return await shutdown(_DELIVERY_SECONDS)
 
 
