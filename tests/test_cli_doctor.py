@@ -29,7 +29,7 @@ def test_processes_that_record_are_counted_with_what_is_pending(tmp_path: Path) 
         write_rows(journal, "spans", *({"seq": i} for i in range(5)))
         code, found = checks(tmp_path)
         assert code == 0
-        assert found["running processes"]["detail"].startswith("1 are recording")
+        assert found["running processes"]["detail"].startswith("1 process is recording now;")
         assert (
             "clickhouse at http://db:8123/caribou: 5 rows" in found["running processes"]["detail"]
         )
@@ -41,8 +41,21 @@ def test_rows_of_ended_processes_are_a_problem(tmp_path: Path) -> None:
         write_rows(journal, "traces", {"version": 0})
     code, found = checks(tmp_path)
     assert code == 1
-    assert "6 rows" in found["ended processes"]["detail"]
+    assert found["ended processes"]["detail"].startswith(
+        "1 process left rows to deliver; for clickhouse at http://db:8123/caribou: 6 rows"
+    )
     assert "caribou replay" in found["ended processes"]["advice"]
+
+
+def test_processes_whose_journal_is_the_store_left_nothing_to_deliver(tmp_path: Path) -> None:
+    for sinks in ({}, {}, SINKS, SINKS):
+        with open_journal(tmp_path, sinks) as journal:
+            write_rows(journal, "spans", {"seq": 1})
+    _, found = checks(tmp_path)
+    assert found["ended processes"]["detail"].startswith("2 processes left rows to deliver; ")
+    assert "2 rows" in found["ended processes"]["detail"]
+    assert found["running processes"]["detail"] == "0 processes are recording now"
+    assert found["journal"]["status"] == "ok"
 
 
 def test_an_owner_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:

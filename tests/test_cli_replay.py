@@ -1,4 +1,4 @@
-"""While the server is away: what ``replay`` and ``demo`` tell, and what they leave in the journal."""
+"""While the server is away: what ``replay`` and ``demo`` tell, and what they leave behind."""
 
 from __future__ import annotations
 

@@ -104,9 +104,17 @@ def test_many_short_lived_processes_make_few_parts(tmp_path: Path) -> None:
 
 
 def test_rows_that_wait_for_a_server_are_not_taken_for_the_local_store(tmp_path: Path) -> None:
-    with open_journal(tmp_path, {"clickhouse": "http://localhost:1/caribou"}) as journal:
-        write_rows(journal, "spans", span(1))
+    for seq in (1, 2):
+        with open_journal(tmp_path, {"clickhouse": "http://localhost:1/caribou"}) as journal:
+            write_rows(journal, "spans", span(seq))
+    with open_journal(tmp_path, {"clickhouse": "http://localhost:2/delivered"}):
+        pass
     assert sequence(tmp_path) == []
+    # Whoever looks for them here learns where they are meant to go.
+    notes = caribou("sql", "SELECT 1", home=tmp_path).err
+    assert notes.count("\n") == 1
+    assert "rows of 2 processes wait in the journal for http://localhost:1/caribou" in notes
+    assert "CLICKHOUSE_URL" in notes
 
 
 @pytest.mark.parametrize("name", ["with space", "brace{1,2}star*[x]", "quote'and\\slash"])

@@ -14,9 +14,9 @@ from typing import Literal
 from .._settings import Settings
 from ..delivery.dead_letters import read_dead_letters
 from ..errors import CaribouError, JournalError
-from ..journal.cursor import Cursor
 from ..journal.owner import OwnerInfo, is_alive, network_file_system, owner_folders, read_info
 from ..journal.reader import read_rows, segment_files
+from ._owners import processes, undelivered
 
 __all__ = ["Check", "all_checks"]
 
@@ -39,6 +39,8 @@ class _Owners:
     """Owners below the journal that live, or that died, and what they hold."""
 
     count: int = 0
+    # Of these, those with rows that a server is to get.
+    waiting: int = 0
     stored: int = 0
     # sink and its target -> rows and bytes not acknowledged
     rows: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
@@ -164,35 +166,37 @@ def _owners(settings: Settings) -> Iterator[Check]:
         if settings.clickhouse_url is not None and dead.stored:
             detail += "; `caribou replay` moves those of ended processes to the server"
         yield Check("journal", "ok", detail)
-    yield Check("running processes", "ok", f"{alive.count} are recording now{_pending(alive)}")
+    verb = "is" if alive.count == 1 else "are"
+    recording = f"{processes(alive.count)} {verb} recording now"
+    yield Check("running processes", "ok", recording + _pending(alive))
     if not dead.rows:
         yield Check("ended processes", "ok", "none left rows to deliver")
         return
     advice = "run: caribou replay"
     if settings.clickhouse_url is None:
         advice = f"set CLICKHOUSE_URL to that server and {advice}"
-    yield Check(
-        "ended processes", "problem", f"{dead.count} left rows to deliver{_pending(dead)}", advice
-    )
+    left = f"{processes(dead.waiting)} left rows to deliver"
+    yield Check("ended processes", "problem", left + _pending(dead), advice)
 
 
 def _measure(folder: Path, info: OwnerInfo, owners: _Owners) -> None:
-    segments = segment_files(folder)
     owners.count += 1
     if not info.sinks:
-        owners.stored += sum(segment.committed() for segment in segments)
-    for sink, target in info.sinks.items():
-        cursor = Cursor(folder, sink)
-        for segment in segments:
-            waiting = read_rows(segment, cursor.acknowledged(segment.table, segment.number))
-            if waiting:
-                owners.bytes[sink, target] += len(waiting)
-                owners.rows[sink, target] += waiting.count(b"\n")
+        owners.stored += sum(segment.committed() for segment in segment_files(folder))
+    waits = False
+    for sink, target, segment, start in undelivered(folder, info):
+        waiting = read_rows(segment, start)
+        if waiting:
+            waits = True
+            owners.bytes[sink, target] += len(waiting)
+            owners.rows[sink, target] += waiting.count(b"\n")
+    owners.waiting += waits
 
 
 def _pending(owners: _Owners) -> str:
     return "".join(
-        f"; for {sink} at {target}: {rows:,} rows ({_size(owners.bytes[sink, target])}) pending"
+        f"; for {sink} at {target}: {rows:,} {'row' if rows == 1 else 'rows'}"
+        f" ({_size(owners.bytes[sink, target])}) pending"
         for (sink, target), rows in owners.rows.items()
     )
 

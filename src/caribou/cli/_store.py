@@ -9,6 +9,7 @@ from .._settings import Settings, from_environment
 from ..errors import StoreError
 from ..store import LocalStore, Store, open_store
 from ._output import note, progress
+from ._owners import processes, servers_waited_for
 
 __all__ = ["no_traces", "opened_store"]
 
@@ -29,6 +30,12 @@ def opened_store(settings: Settings | None = None) -> Generator[Store]:
                 f"caribou: {store.loaded.set_aside} rows could not be loaded and were set aside;"
                 " `caribou doctor` shows them"
             )
+        if settings.clickhouse_url is None:
+            for target, count in servers_waited_for(settings.journal_dir).items():
+                note(
+                    f"caribou: rows of {processes(count)} wait in the journal for {target} and are not"
+                    " shown; with CLICKHOUSE_URL set to that server `caribou replay` delivers them"
+                )
         yield store
 
 
