@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.exceptions import NoSuchCommand
 
 from .._version import __version__
 from ..errors import CaribouError
@@ -45,6 +46,15 @@ class _Commands(click.Group):
         command: click.Command = module.command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except NoSuchCommand as error:
+            # Click knows only commands that were imported.
+            raise NoSuchCommand(error.command_name, possibilities=_COMMANDS, ctx=ctx) from None
+
 
 @click.command(
     cls=_Commands,
@@ -77,7 +87,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        return _fail(error.format_message())
+        return _fail(_with_pointer(error))
     except CaribouError as error:
         return _fail(str(error))
     except ExceptionGroup as group:
@@ -93,6 +103,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # complain when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _SIGPIPE
+
+
+def _with_pointer(error: click.ClickException) -> str:
+    """What ``error`` says, and for a mistake in the usage where that is explained."""
+    message = error.format_message()
+    if not isinstance(error, click.UsageError) or error.ctx is None:
+        return message
+    stop = "" if message.endswith((".", "?", "?)")) else "."
+    return f"{message}{stop} Try '{error.ctx.command_path} --help'."
 
 
 def _fail(message: str) -> int:

@@ -28,6 +28,7 @@ _TRACE_COLUMNS = (
 _TRACES = (
     f"SELECT {_TRACE_COLUMNS} FROM traces WHERE {{where}} ORDER BY run_id, start_time, trace_id"
 )
+_COUNT = "SELECT count() AS traces FROM traces WHERE {where}"
 # Messages, and the scopes that they may lie in.
 _MESSAGES = """
 SELECT span_id, parent_span_id, kind, role, content, structured, tool_calls, tool_call_id, tool_name
@@ -82,24 +83,34 @@ def command(form: str, output: Path | None, filters: Filters, as_json: bool) -> 
     where, parameters = filters.where()
     with opened_store() as store:
         if form == "parquet":
+            [found] = store.rows(_COUNT.format(where=where), parameters)
+            count = found["traces"]
+            _require(count, store)
             answer = store.query(_PARQUET.format(where=where), parameters, format="Parquet")
             with binary_output(output) as file:
                 file.write(answer)
-            return
-        traces = store.rows(_TRACES.format(where=where), parameters)
-        if not traces and not store.rows("SELECT 1 FROM traces LIMIT 1"):
-            raise no_traces(store)
-        if not traces:
-            raise StoreError("no trace matches, so there is nothing to export")
-        if as_json:
-            print_json(_conversations(store, traces))
-            return
-        with binary_output(output) as file, progress("Exporting") as update:
-            for done, line in enumerate(_conversations(store, traces), 1):
-                file.write(json_text(line).encode() + b"\n")
-                update(done, len(traces))
+        else:
+            traces = store.rows(_TRACES.format(where=where), parameters)
+            count = len(traces)
+            _require(count, store)
+            if as_json:
+                print_json(_conversations(store, traces))
+                return
+            with binary_output(output) as file, progress("Exporting") as update:
+                for done, line in enumerate(_conversations(store, traces), 1):
+                    file.write(json_text(line).encode() + b"\n")
+                    update(done, count)
     if output is not None:
-        note(f"{len(traces):,} traces written to {output}")
+        note(f"{count:,} traces written to {output}")
+
+
+def _require(count: int, store: Store) -> None:
+    """Raises StoreError if there is nothing to export."""
+    if count:
+        return
+    if not store.rows("SELECT 1 FROM traces LIMIT 1"):
+        raise no_traces(store)
+    raise StoreError("no trace matches, so there is nothing to export")
 
 
 def _conversations(store: Store, traces: list[Row]) -> Iterator[Row]:

@@ -41,6 +41,9 @@ class _ScoreRange(click.ParamType[tuple[float | None, float | None]]):
             bounds = (None, None)
         if bounds == (None, None) or any(b is not None and b != b for b in bounds):
             self.fail(f"{value!r} is not a score or range; write 0.5.. or ..0.3 or 0.2..0.8 or 1")
+        first, last = bounds
+        if first is not None and last is not None and first > last:
+            self.fail(f"{value!r} runs from high to low; write {high}..{low}")
         return bounds
 
 

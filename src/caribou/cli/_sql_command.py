@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -21,7 +22,20 @@ from ._text import safe
 __all__ = ["binary_output", "command"]
 
 
-@click.command()
+# No option has a space after its dashes, or goes on over lines.
+_COMMENT_FIRST = re.compile(r"--(\s|.*\n)")
+
+
+class _Sql(click.Command):
+    """Takes a statement that begins with a comment for one, not for an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(
+            ctx, [f" {text}" if _COMMENT_FIRST.match(text) else text for text in args]
+        )
+
+
+@click.command(cls=_Sql)
 @click.argument("statement", metavar="SQL")
 @click.option(
     "--format",
@@ -36,9 +50,9 @@ def command(statement: str, form: str, output: Path | None, as_json: bool) -> No
     """Run one SELECT, as a table, JSON, CSV, Parquet.
 
     Over traces, spans, scores, entity_metadata and trace_tags. In a pipe a table is tab-separated
-    text with a line of names.
+    text with a line of names. SQL may be - for standard input.
     """
-    sql = require_read_only(statement)
+    sql = require_read_only(_standard_input() if statement == "-" else statement)
     form = "json" if as_json else form
     if form == "table" and output is not None:
         raise click.UsageError("a table is for reading; give --format json, csv or parquet with -o")
@@ -62,6 +76,15 @@ def command(statement: str, form: str, output: Path | None, as_json: bool) -> No
     else:
         with binary_output(output) as file:
             file.write(answer)
+
+
+def _standard_input() -> str:
+    try:
+        with open(0, "rb", closefd=False) as file:
+            return file.read().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StoreError(f"standard input cannot be read: {reason}") from None
 
 
 @contextmanager

@@ -1,0 +1,94 @@
+"""How a mistake in a command line is answered, and what may stand where a value is wanted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commandline import caribou, environment, record, refused
+
+pytest.importorskip("chdb", reason="the embedded engine is not installed")
+
+PROGRAM = """
+import caribou.sync as caribou
+with caribou.trace_run({"datapoint_id": "d", "phase": "eval", "run_id": "r", "trace_id": "a" * 32}):
+    caribou.log(caribou.Message(role="user", content="Hello"))
+caribou.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One recorded rollout."""
+    home = tmp_path_factory.mktemp("recorded")
+    record(home, PROGRAM)
+    return home
+
+
+def sql_from(text: bytes, home: Path) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "caribou", "sql", "-", "--json"]
+    return subprocess.run(command, env=environment(home), input=text, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("runs", "--fast"), "No such option '--fast'. Try 'caribou runs --help'."),
+        (("show",), "Missing argument 'TRACE_ID'. Try 'caribou show --help'."),
+        (("import", "x.json"), "Missing option '--messages'. Try 'caribou import --help'."),
+        (("runs", "a"), "Got unexpected extra argument (a). Try 'caribou runs --help'."),
+        (("export", "--json", "-o", "x"), "leave out -o. Try 'caribou export --help'."),
+        (("fly",), "No such command 'fly'. Try 'caribou --help'."),
+        (("exprot",), "Did you mean 'export'"),
+        (("traces", "--limt", "3"), "--limit"),
+        (("traces", "--score", "0.8..0.2"), "write 0.2..0.8"),
+    ],
+)
+def test_a_mistake_says_where_to_look(
+    tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    sentence = refused(caribou(*arguments, home=tmp_path))
+    assert says in sentence
+    assert sentence.endswith("--help'.\n")
+
+
+def test_what_is_no_mistake_in_the_usage_points_nowhere(home: Path) -> None:
+    assert "--help" not in refused(caribou("show", "ffff", home=home))
+
+
+def test_a_statement_may_begin_with_a_comment(home: Path) -> None:
+    for statement in ("-- why\nSELECT 1 AS one", "--why\nSELECT 1 AS one", "SELECT 1 AS one --why"):
+        for arguments in (("sql", statement, "--json"), ("sql", "--format", "json", statement)):
+            assert caribou(*arguments, home=home).objects == [{"one": 1}]
+    assert "is empty" in refused(caribou("sql", "-- why", home=home))
+    assert "No such option" in refused(caribou("sql", "--why", home=home))
+
+
+def test_a_statement_comes_through_a_pipe(home: Path) -> None:
+    answer = sql_from("-- why\nSELECT 'ö' AS o;\n".encode(), home)
+    assert (answer.returncode, answer.stderr) == (0, b"")
+    assert answer.stdout.decode() == '[\n{"o":"ö"}\n]\n'
+    for text, says in (
+        (b"", "is empty"),
+        (b"SELECT '\xff'", "cannot be read"),
+        (b"DROP x", "DROP"),
+    ):
+        answer = sql_from(text, home)
+        assert (answer.returncode, answer.stdout) == (2, b"")
+        assert says in answer.stderr.decode()
+        assert answer.stderr.count(b"\n") == 1
+
+
+def test_an_export_without_a_match_writes_nothing_in_any_format(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "chats"
+    for form in ("jsonl", "parquet"):
+        arguments = ("export", "--format", form, "-o", str(file))
+        assert "no trace matches" in refused(caribou(*arguments, "--run", "absent", home=home))
+        assert not file.exists()
+        # The same, in a store that holds nothing.
+        assert "caribou demo" in refused(caribou(*arguments, home=tmp_path / "empty"))
+    answer = caribou("export", "--format", "parquet", "-o", str(file), home=home)
+    assert (answer.code, answer.out) == (0, "")
+    assert answer.err == f"1 traces written to {file}\n"
