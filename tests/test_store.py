@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import caribou, open_journal, refused, without_engine, write_rows
+from commandline import (
+    caribou,
+    open_journal,
+    refused,
+    running,
+    without_engine,
+    write_rows,
+)
 
 from caribou.errors import StoreError
 from caribou.store import require_read_only
@@ -137,6 +145,22 @@ def test_nobody_else_can_read_the_store(tmp_path: Path) -> None:
         write_rows(journal, "spans", span(1))
     assert sequence(tmp_path) == [1]
     assert os.stat(tmp_path / "store").st_mode & 0o077 == 0
+
+
+def test_a_query_can_be_interrupted(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        write_rows(journal, "spans", span(1))
+    assert sequence(tmp_path) == [1]
+    pipe = tmp_path / "pipe.tsv"
+    os.mkfifo(pipe)
+    with running("sql", f"SELECT * FROM file('{pipe}', 'TSV', 'a String')", home=tmp_path) as query:
+        # Opens once the engine reads from the other end, which it does for as long as this is open.
+        with pipe.open("w"):
+            query.send_signal(signal.SIGINT)
+            out, err = query.communicate(timeout=20)
+    assert (query.returncode, out, err) == (130, "", "")
+    # The next one finds the store as it was.
+    assert sequence(tmp_path) == [1]
 
 
 @contextlib.contextmanager

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 from .._settings import Settings, from_environment
 from ..errors import StoreError
@@ -18,25 +21,47 @@ __all__ = ["no_traces", "opened_store"]
 def opened_store(settings: Settings | None = None) -> Generator[Store]:
     """The server in ``CLICKHOUSE_URL`` or else the local store, loaded up to now.
 
+    Ctrl-C ends the process here when the store is the local one.
+
     Raises:
         CaribouError: it cannot be opened; the message says why.
     """
     settings = settings or from_environment()
-    with progress("Loading the journal") as update:
-        store = open_store(settings, update)
-    with store:
-        if isinstance(store, LocalStore) and store.loaded.set_aside:
-            note(
-                f"caribou: {store.loaded.set_aside} rows could not be loaded and were set aside;"
-                " `caribou doctor` shows them"
-            )
+    try:
+        with progress("Loading the journal") as update:
+            store = open_store(settings, update)
+        with store:
+            _tell_what_is_not_shown(store, settings)
+            yield store
+    except KeyboardInterrupt:
         if settings.clickhouse_url is None:
-            for target, count in servers_waited_for(settings.journal_dir).items():
-                note(
-                    f"caribou: rows of {processes(count)} wait in the journal for {target} and are not"
-                    " shown; with CLICKHOUSE_URL set to that server `caribou replay` delivers them"
-                )
-        yield store
+            _leave()
+        raise
+
+
+def _tell_what_is_not_shown(store: Store, settings: Settings) -> None:
+    if not isinstance(store, LocalStore):
+        return
+    if store.loaded.set_aside:
+        note(
+            f"caribou: {store.loaded.set_aside} rows could not be loaded and were set aside;"
+            " `caribou doctor` shows them"
+        )
+    for target, count in servers_waited_for(settings.journal_dir).items():
+        note(
+            f"caribou: rows of {processes(count)} wait in the journal for {target} and are not"
+            " shown; with CLICKHOUSE_URL set to it `caribou replay` delivers them"
+        )
+
+
+def _leave() -> NoReturn:
+    # A statement cannot be cancelled, and the interpreter must not be taken down around one that
+    # runs on in its thread. Killing the engine loses nothing: a part of a table that was not
+    # finished is dropped when it is opened again, and its rows are in the journal.
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(130)
 
 
 def no_traces(store: Store) -> StoreError:

@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import fcntl
 import os
+import queue
 import re
 import sys
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import MissingExtra, StoreError
 from ..schema import parameter
 from .base import Parameters
 
 __all__ = ["Engine", "EngineError"]
+
+T = TypeVar("T")
 
 _POLL = 0.05
 _CODE = re.compile(r"Code: (\d+)\.\s*(?:DB::Exception: )?")
@@ -34,7 +40,8 @@ class EngineError(StoreError):
 
 
 class Engine:
-    """One open session. Statements run in the calling thread."""
+    """One open session. Statements run in a thread that belongs to it, so that Ctrl-C reaches the
+    thread that waits for an answer; Python handles no signal while the main thread is in one."""
 
     def __init__(self, folder: Path, *, wait: float) -> None:
         """Open the engine's files below ``folder``, waiting up to ``wait`` seconds for another
@@ -51,10 +58,14 @@ class Engine:
             raise StoreError(
                 f"the local store {folder} cannot be used: {error.strerror}"
             ) from error
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._answer: Future[Any] = Future()
+        self._session: Any = None
+        threading.Thread(target=self._serve, name="caribou-engine", daemon=True).start()
         try:
-            self._session: Any = _open_session(folder / "engine")
-        except BaseException:
-            os.close(self._lock)
+            self._session = self._in_thread(lambda: _open_session(folder / "engine"))
+        except Exception:
+            self._end()
             raise
 
     def run(
@@ -67,16 +78,43 @@ class Engine:
         """
         values = {name: parameter(value) for name, value in (parameters or {}).items()}
         try:
-            return bytes(self._session.query(sql, format, params=values or None).bytes())
+            return self._in_thread(
+                lambda: bytes(self._session.query(sql, format, params=values or None).bytes())
+            )
         except Exception as error:
             raise _engine_error(error) from error
 
     def close(self) -> None:
-        """Close the session and let the next process in."""
-        if self._session is not None:
-            self._session.close()
+        """Close the session and let the next process in.
+
+        Does nothing while a statement runs that an interrupt took the caller away from: the engine
+        cannot be told to stop. The lock then ends with the process.
+        """
+        if self._session is not None and self._answer.done():
+            self._in_thread(self._session.close)
             self._session = None
-            os.close(self._lock)
+            self._end()
+
+    def _end(self) -> None:
+        self._work.put(None)
+        os.close(self._lock)
+
+    def _in_thread(self, function: Callable[[], T]) -> T:
+        answer: Future[T] = Future()
+        self._answer = answer
+
+        def work() -> None:
+            try:
+                answer.set_result(function())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        self._work.put(work)
+        return answer.result()
+
+    def _serve(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
 
 
 def _open_session(path: Path) -> Any:

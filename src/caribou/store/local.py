@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from types import TracebackType
 
 from ..schema import migrate_sync, quote
 from ._engine import Engine
 from ._loading import Loaded, Loader
-from .base import Parameters, Progress, Row
+from .base import Parameters, Progress, Store
 
 __all__ = ["LocalStore"]
 
@@ -27,7 +25,7 @@ _SETTINGS = (
 )
 
 
-class LocalStore:
+class LocalStore(Store):
     """The rows of the journal below ``journal``, kept in ClickHouse tables below ``folder``.
 
     Opening it creates the tables and loads what the journal has gained; ``loaded`` says what that
@@ -65,22 +63,6 @@ class LocalStore:
         """See :meth:`caribou.store.Store.query`."""
         return self._engine.run(sql, parameters, format)
 
-    def rows(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
-        """See :meth:`caribou.store.Store.rows`."""
-        answer = self.query(sql, parameters, format="JSONEachRow")
-        return [json.loads(line) for line in answer.splitlines()]
-
     def close(self) -> None:
         """Close the engine; the next process may open the store."""
         self._engine.close()
-
-    def __enter__(self) -> LocalStore:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

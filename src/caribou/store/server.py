@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
-from types import TracebackType
 
 from .._settings import Settings
 from ..errors import StoreError
 from ..sinks.clickhouse_reader import ClickHouseReader
-from .base import Parameters, Row
+from .base import Parameters, Store
 
 __all__ = ["ServerStore", "server_reader"]
 
@@ -41,7 +39,7 @@ def server_reader(
     )
 
 
-class ServerStore:
+class ServerStore(Store):
     """The server in ``CLICKHOUSE_URL``. It has a loop of its own, so it blocks like a file."""
 
     def __init__(self, settings: Settings, *, timeout: float = 300.0) -> None:
@@ -89,25 +87,9 @@ class ServerStore:
 
         return self._runner.run(ask())
 
-    def rows(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
-        """See :meth:`caribou.store.Store.rows`."""
-        answer = self.query(sql, parameters, format="JSONEachRow")
-        return [json.loads(line) for line in answer.splitlines()]
-
     def close(self) -> None:
         """Close the connection."""
         if self._open:
             self._open = False
             self._runner.run(self._reader.aclose())
             self._runner.close()
-
-    def __enter__(self) -> ServerStore:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
