@@ -143,7 +143,8 @@ class Journal:
 
     def _make_standby(self) -> None:
         for stream in self.streams.values():
-            wanted = _STANDBY.get(stream.table, 1)
+            # One that is being delivered comes back: to use it again is cheaper than a new one.
+            wanted = max(1, _STANDBY.get(stream.table, 1) - len(stream.segments) + 1)
             while len(stream.standby) < wanted:
                 segment = self._make_on_disk(stream.table, stream.next_size())
                 if segment is None:

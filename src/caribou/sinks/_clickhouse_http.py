@@ -21,7 +21,7 @@ from caribou.sinks._clickhouse_errors import NoAnswer, clean, read_error
 
 __all__ = ["Client"]
 
-# Copies of the body handed to the transport, in bytes: small enough that copying one holds the
+# Copies of a view handed to the transport, in bytes: small enough that copying one holds the
 # interpreter lock for microseconds. They are copies because the transport may keep what it was
 # given, and the view must be free again when the request returns.
 _CHUNK = 256 * 1024
@@ -130,11 +130,16 @@ class _Upload:
     """A request body that knows whether any of it was asked for."""
 
     def __init__(self, data: bytes | memoryview) -> None:
-        self._data = memoryview(data)
+        self._data = data
         self.begun = False
 
     async def chunks(self) -> AsyncIterator[bytes]:
         self.begun = True
+        if isinstance(self._data, bytes):
+            # Whole: after each system call this thread queues for the interpreter lock, for 5 ms
+            # if the program is busy.
+            yield self._data
+            return
         for start in range(0, len(self._data), _CHUNK):
             yield bytes(self._data[start : start + _CHUNK])
 
