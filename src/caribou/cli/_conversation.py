@@ -178,11 +178,15 @@ def _grade(span: Row, depth: int, marks: list[str]) -> Iterator[_Line]:
 
 def _other(span: Row, depth: int, marks: list[str]) -> Iterator[_Line]:
     status = span["status"]
+    kind = span["kind"]
     details = [*_usage(span), *marks]
-    if span["kind"] != "event" and status not in ("", "COMPLETED"):
+    if kind != "event" and status not in ("", "COMPLETED"):
         details.insert(0, status)
+    if kind not in ("event", "span"):
+        details.insert(0, kind)
     style = "bold red" if status == "ERROR" else "bold cyan"
-    title = f"{span['kind']} {span['name'].removeprefix(span['kind'] + '.')}"
+    word = "event" if kind == "event" else "span"
+    title = f"{word} {span['name'].removeprefix(kind + '.')}"
     data = span["data"] if span["data"] not in (None, "", "{}") else ""
     yield _Line(title, style, _join(details), _readable(data), depth=depth)
     if span["status_message"]:
@@ -307,7 +311,8 @@ def _print_rich(lines: list[_Line], *, full: bool) -> None:
             out.print()
             out.print(Rule(Text(line.title, style="dim"), align="left", style="dim"))
             continue
-        indent = 2 * line.depth
+        # However deep it lies, most of the line is for the text.
+        indent = min(2 * line.depth, out.width // 4)
         if line.title:
             text = Text(one_line(line.title), style=line.style)
             text.append(f"  {one_line(line.details)}" if line.details else "", style="not bold dim")

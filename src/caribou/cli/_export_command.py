@@ -11,7 +11,7 @@ from ..errors import StoreError
 from ..store import Row, Store
 from ._conversation import parsed
 from ._options import Filters, filter_options, json_option
-from ._output import note, print_json, progress
+from ._output import note, print_json, progress, without_noise
 from ._show_command import by_root
 from ._sql_command import binary_output
 from ._store import no_traces, opened_store
@@ -127,7 +127,7 @@ def _conversations(store: Store, traces: list[Row]) -> Iterator[Row]:
         for trace in chunk:
             spans = groups.get(trace["root_span_id"], [])
             messages = [_message(span) for span in spans if span["kind"] == "message"]
-            yield {**trace, "messages": messages}
+            yield without_noise(trace) | {"messages": messages}
         start = end
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 __all__ = [
@@ -48,7 +49,11 @@ def count(value: Any) -> str:
 def cost(value: Any) -> str:
     """US dollars, with as many decimals as small sums need."""
     amount = float(value)
-    return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.4f}"
+    if abs(amount) >= 1 or amount == 0:
+        return f"${amount:,.2f}"
+    # Two digits of what is less than a hundredth of a cent, within reason.
+    decimals = 1 - math.floor(math.log10(abs(amount)))
+    return f"${amount:.{min(max(4, decimals), 12)}f}"
 
 
 def duration(milliseconds: Any) -> str:

@@ -27,12 +27,18 @@ __all__ = [
     "print_rows",
     "print_table",
     "progress",
+    "without_noise",
 ]
 
 Row = dict[str, Any]
 
-# Characters of a text column that are worth having at least.
+# Characters of a text column that are worth having: rather than cut it to fewer than the first,
+# columns are left out; with fewer than the second, a table is no table any more.
 _CUT_TO = 14
+_CUT_SHORT = 8
+# What adding up floats leaves beyond these digits is noise, not money.
+_SUMS = ("cost_usd", "total_cost_usd", "mean_score")
+_DIGITS = 12
 # Stands for null in a terminal.
 _NOTHING = "-"
 
@@ -50,7 +56,8 @@ class Column:
 
     A column with a ``width`` holds text that may be cut, to that width and shorter. Where a
     terminal is too narrow, columns are left out in the order of ``leave_out``, 1 first; those
-    are left out as well when no row has anything there.
+    are left out as well when no row has anything there. Where that is not enough, each row is
+    printed as lines of its own.
     """
 
     key: str
@@ -94,8 +101,15 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         sys.stdout.write("\t".join(_cell(value) for value in row) + "\n")
 
 
+def without_noise(row: Row) -> Row:
+    """``row`` with costs and means as a person would have added them: 0.3, not 0.1 + 0.2."""
+    sums = {key: row[key] for key in _SUMS if isinstance(row.get(key), float)}
+    return row | {key: float(f"{value:.{_DIGITS}g}") for key, value in sums.items()}
+
+
 def print_table(columns: Sequence[Column], rows: Sequence[Row], *, json: bool) -> None:
     """``rows`` as JSON, as a rich table, or tab-separated, whichever is wanted."""
+    rows = [without_noise(row) for row in rows]
     if json:
         print_json(rows)
     elif not in_terminal():
@@ -110,6 +124,10 @@ def _print_rich(columns: Sequence[Column], rows: Sequence[Row]) -> None:
 
     out = console()
     cells = {c.key: [_rich_cell(c, row.get(c.key)) for row in rows] for c in columns}
+    widths = _widths(columns, cells, out.width)
+    if not widths:
+        _print_blocks(out, columns, cells, len(rows))
+        return
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -118,7 +136,6 @@ def _print_rich(columns: Sequence[Column], rows: Sequence[Row]) -> None:
         collapse_padding=True,
         header_style="bold",
     )
-    widths = _widths(columns, cells, out.width)
     for column in columns:
         if column.key in widths:
             table.add_column(
@@ -133,8 +150,27 @@ def _print_rich(columns: Sequence[Column], rows: Sequence[Row]) -> None:
     out.print(table)
 
 
+def _print_blocks(
+    out: Console, columns: Sequence[Column], cells: dict[str, list[Text]], count: int
+) -> None:
+    """Each row as lines of title and value."""
+    from rich.table import Table
+
+    for i in range(count):
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(style="bold", no_wrap=True, overflow="ellipsis", max_width=out.width // 2)
+        table.add_column(overflow="fold")
+        for column in columns:
+            if not column.leave_out or _worth(cells[column.key][i]):
+                table.add_row(one_line(column.title), cells[column.key][i])
+        if i:
+            out.print()
+        out.print(table)
+
+
 def _widths(columns: Sequence[Column], cells: dict[str, list[Text]], room: int) -> dict[str, int]:
-    """The columns to show in ``room`` characters, and how wide each is."""
+    """The columns to show in ``room`` characters, and how wide each is; nothing if they are too
+    many."""
     from rich.cells import cell_len
 
     widths: dict[str, int] = {}
@@ -151,6 +187,12 @@ def _widths(columns: Sequence[Column], cells: dict[str, list[Text]], room: int) 
         for column in columns:
             if column.leave_out == rank:
                 widths.pop(column.key, None)
+    if _spare(widths, room) < 0:
+        for column in columns:
+            if column.width is not None and column.key in widths:
+                widths[column.key] = min(widths[column.key], _CUT_SHORT)
+        if _spare(widths, room) < 0:
+            return {}
     # What is left over goes to the texts that were cut.
     for key in widths:
         widths[key] += max(0, min(wanted[key] - widths[key], _spare(widths, room)))

@@ -23,6 +23,8 @@ _JOURNAL_SECONDS = 0.2
 _SERVER_SECONDS = 1.0
 # Of what is there already, this much is shown.
 _BACKLOG = 10
+# In fewer columns than this, what happened comes before when.
+_NARROW = 70
 _TRACE_STYLES = ("cyan", "magenta", "green", "yellow", "blue", "bright_red")
 
 _SPANS = """
@@ -108,11 +110,13 @@ def _show_rich(table: str, row: Row) -> None:
 
     trace = str(row.get("trace_id", ""))
     name, text = _summary(table, row)
-    line = Text().append(_clock(row), "dim")
-    line.append(f"  {one_line(trace[:8])}  ", style=_TRACE_STYLES[hash(trace) % len(_TRACE_STYLES)])
-    line.append(f"{one_line(name, 28):<28} ", style="bold" if table == "traces" else "")
+    out = console()
+    line = Text().append(f"{_clock(row)}  " if out.width >= _NARROW else "", "dim")
+    line.append(f"{one_line(trace[:8])}  ", style=_TRACE_STYLES[hash(trace) % len(_TRACE_STYLES)])
+    width = 28 if out.width >= _NARROW else 14
+    line.append(f"{one_line(name, width):<{width}} ", style="bold" if table == "traces" else "")
     line.append(one_line(text, 400), style="red" if row.get("status") == "ERROR" else "")
-    console().print(line, no_wrap=True, overflow="ellipsis", crop=True)
+    out.print(line, no_wrap=True, overflow="ellipsis", crop=True)
 
 
 def _clock(row: Row) -> str:

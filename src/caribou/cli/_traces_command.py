@@ -26,8 +26,8 @@ LIMIT {{limit:UInt64}}
 _COLUMNS = (
     Column("trace_id", "Trace", lambda value: str(value)[:12], style="bold"),
     Column("run_id", "Run", width=28, leave_out=5),
-    Column("step_number", "Step", right=True),
-    Column("datapoint_id", "Datapoint", width=24),
+    Column("step_number", "Step", right=True, leave_out=9),
+    Column("datapoint_id", "Datapoint", width=24, leave_out=10),
     Column("status", "Status", style=fmt.status_style),
     Column("score", "Score", fmt.score, right=True, style=fmt.score_style),
     Column("turns", "Turns", fmt.count, right=True, leave_out=6),
