@@ -153,11 +153,11 @@ def test_a_query_can_be_interrupted(tmp_path: Path) -> None:
     assert sequence(tmp_path) == [1]
     pipe = tmp_path / "pipe.tsv"
     os.mkfifo(pipe)
-    with running("sql", f"SELECT * FROM file('{pipe}', 'TSV', 'a String')", home=tmp_path) as query:
-        # Opens once the engine reads from the other end, which it does for as long as this is open.
-        with pipe.open("w"):
-            query.send_signal(signal.SIGINT)
-            out, err = query.communicate(timeout=20)
+    sql = f"SELECT * FROM file('{pipe}', 'TSV', 'a String')"
+    # The pipe opens once the engine reads from its other end, and is read until it is closed.
+    with running("sql", sql, home=tmp_path) as query, pipe.open("w"):
+        query.send_signal(signal.SIGINT)
+        out, err = query.communicate(timeout=20)
     assert (query.returncode, out, err) == (130, "", "")
     # The next one finds the store as it was.
     assert sequence(tmp_path) == [1]

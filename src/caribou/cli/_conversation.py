@@ -61,7 +61,7 @@ def _head(trace: Row) -> Iterator[_Line]:
     where.append(f"datapoint {trace['datapoint_id']}")
     where += [f"{key} {trace[f'{key}_name']}" for key in ("env", "model") if trace[f"{key}_name"]]
     yield _Line(body=" · ".join(where))
-    took = fmt.duration(trace["duration_ms"]) if trace["end_time"] else "still running"
+    took = fmt.duration(trace["duration_ms"]) if trace["end_time"] else "no end recorded"
     yield _Line(body=f"{fmt.moment(trace['start_time'])} UTC · {took}")
     totals = [
         f"{word} {fmt.count(trace[key])}"

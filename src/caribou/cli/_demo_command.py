@@ -15,7 +15,7 @@ from ._demo_agents import ROLLOUTS, run_training
 from ._options import Filters, json_option
 from ._output import in_terminal, note, print_json, print_table, progress
 from ._recording import recording_settings, report_unfinished
-from ._runs_command import COLUMNS, RUNS_SQL
+from ._runs_command import COLUMNS, find_runs
 from ._show_command import read_trace
 from ._store import opened_store
 from ._traces_command import find_traces, print_traces
@@ -71,7 +71,7 @@ async def _record(run_id: str, update: Callable[[int, int], None]) -> FlushResul
 
 
 def _print_tour(store: Store, run_id: str) -> None:
-    print_table(COLUMNS, store.rows(RUNS_SQL, {"limit": 5}), json=False)
+    print_table(COLUMNS, find_runs(store, 5), json=False)
     _say("\nMore: caribou runs\n")
     print_traces(find_traces(store, Filters(run=run_id), 10), json=False)
     _say(f"\nMore: caribou traces --run {run_id}   (filters: caribou traces --help)\n")

@@ -23,6 +23,7 @@ _STATUS_STYLES = {
     "PENDING": "cyan",
     "TRUNCATED": "yellow",
     "ABORTED": "yellow",
+    "INTERRUPTED": "yellow",
 }
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import click
 
+from ..store import Store
 from . import _format as fmt
 from ._options import json_option
-from ._output import Column, print_table
+from ._output import Column, Row, print_table
 from ._store import no_traces, opened_store
 
-__all__ = ["COLUMNS", "RUNS_SQL", "command"]
+__all__ = ["COLUMNS", "command", "find_runs"]
 
-RUNS_SQL = """
+_SQL = """
 SELECT
     run_id,
     any(phase) AS phase,
@@ -20,6 +23,7 @@ SELECT
     uniqExactIf(step_number, step_number >= 0) AS steps,
     countIf(status = 'COMPLETED') AS completed,
     countIf(status = 'PENDING') AS pending,
+    toUInt64(0) AS interrupted,
     countIf(status NOT IN ('COMPLETED', 'PENDING')) AS failed,
     avg(score) AS mean_score,
     avg(turns) AS mean_turns,
@@ -42,7 +46,8 @@ COLUMNS = (
     Column("datapoints", "Datapoints", fmt.count, right=True, leave_out=1),
     Column("steps", "Steps", fmt.some, right=True, leave_out=6),
     Column("completed", "Done", fmt.some, right=True),
-    Column("pending", "Running", fmt.some, right=True, leave_out=9),
+    Column("pending", "Pending", fmt.some, right=True, leave_out=9),
+    Column("interrupted", "Interrupted", fmt.some, right=True, style="yellow", leave_out=10),
     Column("failed", "Failed", fmt.some, right=True, style="red"),
     Column("mean_score", "Score", fmt.score, right=True),
     Column("mean_turns", "Turns", fmt.mean, right=True, leave_out=5),
@@ -54,13 +59,25 @@ COLUMNS = (
 )
 
 
+def find_runs(store: Store, limit: int) -> list[Row]:
+    """The latest runs. ``interrupted`` counts rollouts whose process is known to be dead, which
+    ``pending`` leaves out."""
+    rows = store.rows(_SQL, {"limit": limit})
+    if any(row["pending"] for row in rows):
+        interrupted = Counter(store.interrupted().values())
+        for row in rows:
+            row["interrupted"] = interrupted[row["run_id"]]
+            row["pending"] -= row["interrupted"]
+    return rows
+
+
 @click.command()
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, metavar="N")
 @json_option
 def command(limit: int, as_json: bool) -> None:
     """List runs: outcomes, scores, tokens, cost."""
     with opened_store() as store:
-        rows = store.rows(RUNS_SQL, {"limit": limit})
+        rows = find_runs(store, limit)
         if not rows:
             raise no_traces(store)
     print_table(COLUMNS, rows, json=as_json)

@@ -9,7 +9,7 @@ from ..store import Row, Store
 from ._conversation import print_conversation
 from ._options import json_option
 from ._output import print_json
-from ._store import no_traces, opened_store
+from ._store import no_traces, opened_store, with_interrupted
 
 __all__ = ["by_root", "command", "read_trace"]
 
@@ -88,10 +88,11 @@ def command(trace_id: str, full: bool, as_json: bool) -> None:
     """
     with opened_store() as store:
         rollouts = read_trace(store, find_trace(store, trace_id))
+        shown = with_interrupted(store, [trace for trace, _ in rollouts])
     if as_json:
         print_json({**trace, "spans": spans} for trace, spans in rollouts)
         return
-    for i, (trace, spans) in enumerate(rollouts):
+    for i, (trace, (_, spans)) in enumerate(zip(shown, rollouts, strict=True)):
         if i:
             print()
         print_conversation(trace, spans, full=full)

@@ -10,11 +10,11 @@ from typing import NoReturn
 
 from .._settings import Settings, from_environment
 from ..errors import StoreError
-from ..store import LocalStore, Store, open_store
+from ..store import LocalStore, Row, Store, open_store
 from ._output import note, progress
 from ._owners import processes, servers_waited_for
 
-__all__ = ["no_traces", "opened_store"]
+__all__ = ["no_traces", "opened_store", "with_interrupted"]
 
 
 @contextmanager
@@ -62,6 +62,18 @@ def _leave() -> NoReturn:
         with suppress(OSError):
             stream.flush()
     os._exit(130)
+
+
+def with_interrupted(store: Store, traces: list[Row]) -> list[Row]:
+    """``traces`` for a person: INTERRUPTED instead of PENDING where the process is known to be
+    dead. The stored status stays, as a row of ``traces`` is only ever written by its rollout."""
+    if all(trace["status"] != "PENDING" for trace in traces):
+        return traces
+    interrupted = store.interrupted()
+    return [
+        {**trace, "status": "INTERRUPTED"} if trace["root_span_id"] in interrupted else trace
+        for trace in traces
+    ]
 
 
 def no_traces(store: Store) -> StoreError:

@@ -8,13 +8,13 @@ from ..store import Store
 from . import _format as fmt
 from ._options import Filters, filter_options, json_option
 from ._output import Column, Row, in_terminal, note, print_table
-from ._store import no_traces, opened_store
+from ._store import no_traces, opened_store, with_interrupted
 
 __all__ = ["command", "find_traces", "print_traces"]
 
 _SQL = """
 SELECT
-    trace_id, run_id, phase, step_number, datapoint_id, env_name, model_name, status, score,
+    trace_id, root_span_id, run_id, phase, step_number, datapoint_id, env_name, model_name, status, score,
     turns, messages, tool_calls, tool_errors, input_tokens, output_tokens, cost_usd, duration_ms,
     start_time, end_time, error_type, error_message, tags, metadata
 FROM traces
@@ -62,6 +62,8 @@ def command(filters: Filters, limit: int, as_json: bool) -> None:
         rows = find_traces(store, filters, limit)
         if not rows and not store.rows("SELECT 1 FROM traces LIMIT 1"):
             raise no_traces(store)
+        if not as_json:
+            rows = with_interrupted(store, rows)
     print_traces(rows, json=as_json)
     if as_json or not in_terminal():
         return

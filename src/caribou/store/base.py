@@ -49,6 +49,15 @@ class Store(ABC):
         answer = self.query(sql, parameters, format="JSONEachRow")
         return [json.loads(line) for line in answer.splitlines()]
 
+    def interrupted(self) -> dict[str, str]:
+        """Rollouts that stay PENDING for ever, since the process that ran them is dead: the root
+        span id of each, and its run. Empty where nothing is known of processes, as on a server.
+
+        Raises:
+            StoreError: as :meth:`query`.
+        """
+        return {}
+
     def __enter__(self) -> Self:
         return self
 

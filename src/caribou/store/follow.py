@@ -11,7 +11,7 @@ from ..journal.owner import owner_folders
 from ..journal.reader import read_rows, segment_files
 from .base import Row
 
-__all__ = ["JournalFollower"]
+__all__ = ["JournalFollower", "decoded"]
 
 _TABLES = ("traces", "spans")
 
@@ -42,12 +42,13 @@ class JournalFollower:
                     continue
                 data = read_rows(segment, start)
                 positions[segment.path] = start + len(data)
-                rows += ((segment.table, row) for row in _decoded(data))
+                rows += ((segment.table, row) for row in decoded(data))
         self._positions = positions
         return sorted(rows, key=_moment)
 
 
-def _decoded(data: bytes) -> Iterator[Row]:
+def decoded(data: bytes) -> Iterator[Row]:
+    """The rows in whole journal lines; what is no JSON is left out."""
     for line in data.splitlines():
         try:
             yield msgspec.json.decode(line)

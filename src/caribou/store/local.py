@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from ..errors import JournalError
+from ..journal.owner import host_name, is_alive, network_file_system, owner_folders, read_info
+from ..journal.reader import read_rows, segment_files
 from ..schema import migrate_sync, quote
 from ._engine import Engine
 from ._loading import Loaded, Loader
 from .base import Parameters, Progress, Store
+from .follow import decoded
 
 __all__ = ["LocalStore"]
 
@@ -42,6 +47,7 @@ class LocalStore(Store):
             StoreError: another process holds the store, or it cannot be opened.
         """
         self._folder = folder
+        self._journal = journal
         self._engine = Engine(folder, wait=_WAIT)
         try:
             migrate_sync(self._engine.run, database=database)
@@ -63,6 +69,36 @@ class LocalStore(Store):
         """See :meth:`caribou.store.Store.query`."""
         return self._engine.run(sql, parameters, format)
 
+    def interrupted(self) -> dict[str, str]:
+        """See :meth:`caribou.store.Store.interrupted`."""
+        sql = "SELECT root_span_id, run_id FROM traces WHERE status = 'PENDING'"
+        pending: dict[str, str] = {row["root_span_id"]: row["run_id"] for row in self.rows(sql)}
+        if pending:
+            for root in _begun_by_the_living(self._journal):
+                pending.pop(root, None)
+        return pending
+
     def close(self) -> None:
         """Close the engine; the next process may open the store."""
         self._engine.close()
+
+
+def _begun_by_the_living(journal: Path) -> Iterator[str]:
+    """The root span ids of all rollouts of processes that may live."""
+    for folder in owner_folders(journal):
+        if not _may_live(folder):
+            continue
+        for segment in segment_files(folder):
+            if segment.table == "traces":
+                for row in decoded(read_rows(segment, 0)):
+                    yield row.get("root_span_id", "")
+
+
+def _may_live(folder: Path) -> bool:
+    if is_alive(folder) or network_file_system(folder) is None:
+        return is_alive(folder)
+    # The lock of another host's process may not be seen here.
+    try:
+        return read_info(folder).host != host_name()
+    except JournalError:
+        return False
