@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from commandline import caribou, environment, record, refused
+from support.servers import DoorServer
 
 pytest.importorskip("chdb", reason="the embedded engine is not installed")
 
@@ -92,3 +94,25 @@ def test_an_export_without_a_match_writes_nothing_in_any_format(home: Path, tmp_
     answer = caribou("export", "--format", "parquet", "-o", str(file), home=home)
     assert (answer.code, answer.out) == (0, "")
     assert answer.err == f"1 traces written to {file}\n"
+
+
+@pytest.mark.parametrize("command", ["runs", "migrate"])
+def test_a_server_that_refuses_the_connection_is_one_plain_sentence(
+    tmp_path: Path, command: str
+) -> None:
+    with socket.socket() as taken:
+        # Bound and not listening: nobody else gets the port, and connections are refused.
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        sentence = refused(caribou(command, home=tmp_path, CLICKHOUSE_URL=url))
+    assert sentence == f"caribou: {url}/caribou: cannot be reached: connection refused\n"
+
+
+def test_a_database_that_is_not_there_is_one_plain_sentence(
+    door: DoorServer, database: str, tmp_path: Path
+) -> None:
+    settings = {"CLICKHOUSE_URL": door.url, "CLICKHOUSE_DATABASE": database}
+    sentence = refused(caribou("runs", home=tmp_path, **settings))
+    assert f"the server has no database {database}" in sentence
+    assert "`caribou migrate`" in sentence
+    assert "Exception" not in sentence

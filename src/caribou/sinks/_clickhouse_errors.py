@@ -6,6 +6,7 @@ differs between versions. Only an answer without a code, from a gateway, is judg
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -63,6 +64,9 @@ _HINTS = {
 
 _CODE = re.compile(r"Code: (\d+)")
 _GRANT = re.compile(r"have the grant (.+?)\.? ?(?:\(ACCESS_DENIED|\(version|$)", re.DOTALL)
+_NO_DATABASE = re.compile(r"Database (\S+) (?:does not|doesn't) exist")
+# What the HTTP library says of a connection, with its own settings in the middle.
+_NO_CONNECTION = re.compile(r"Cannot connect to host \S+ ssl:.+? \[(.*)\]")
 _LONGEST_REASON = 400  # characters
 
 
@@ -88,9 +92,22 @@ class NoAnswer(Exception):
 
     def __init__(self, reason: str, *, sent: bool, permanent: bool = False) -> None:
         super().__init__(reason)
-        self.reason = reason
         self.sent = sent
         self.permanent = permanent
+
+    @property
+    def reason(self) -> str:
+        """Why, in words that are fit for a person."""
+        text = str(self)
+        found = _NO_CONNECTION.match(text)
+        if found is None:
+            return text
+        why = found[1]
+        cause = self.__context__
+        if "Connect call failed" in why and isinstance(cause, OSError) and cause.errno:
+            # The text has the address once more, and only the number says what happened.
+            why = os.strerror(cause.errno)
+        return f"cannot be reached: {why[:1].lower()}{why[1:]}"
 
 
 def clean(text: str) -> str:
@@ -119,8 +136,10 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes, *, silent: 
     text = body[-16_384:].decode(errors="replace")
     found = _CODE.search(text)
     number = int(code) if code.isdigit() else int(found[1]) if found else 0
+    missing = _NO_DATABASE.search(text) if number == 81 else None
+    message = f"the server has no database {missing[1]}" if missing else text
     raise ServerError(
-        clean(text) or f"HTTP status {status}",
+        clean(message) or f"HTTP status {status}",
         code=number,
         status=status,
         retry_after=_retry_after(headers.get("Retry-After", "")),
