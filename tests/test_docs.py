@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,12 @@ def commands() -> list[str]:
     return [line for line in text.splitlines() if line.startswith("caribou ")]
 
 
+def jq_commands() -> list[str]:
+    """Every line of the shell blocks that looks into the journal with jq."""
+    text = "\n".join(block for _, block in blocks("bash"))
+    return [line for line in text.splitlines() if re.search(r"\bjq\b", line)]
+
+
 @cache
 def help_text(command: str) -> str:
     """What a command says about itself."""
@@ -70,6 +77,21 @@ def test_shell_example_uses_options_that_exist(line: str) -> None:
     options = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
     known = set(re.findall(r"--[a-z][a-z-]*", help_text(command)))
     assert options <= known
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
+@pytest.mark.parametrize("line", jq_commands())
+def test_jq_example_works_where_nothing_went_wrong(line: str, tmp_path: Path) -> None:
+    home = tmp_path / ".caribou"
+    program = (
+        "import caribou.sync as c\n"
+        "with c.trace_run({'datapoint_id': 'd', 'phase': 'eval'}):\n"
+        "    c.log(c.Message(role='user', content='Hello'))\n"
+    )
+    run = partial(subprocess.run, cwd=tmp_path, env=environment(home), check=True, text=True)
+    run([sys.executable, "-c", program])
+    done = run(["sh", "-c", line], capture_output=True)
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
