@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +116,25 @@ assert caribou.shutdown(30).complete
         assert {row["run_id"] for row in rows} == {"after"}
         assert [row["content"] for row in rows if row["table"] == "spans"] == ["hello from after"]
         assert interrupted(tail) == (0, "")
+
+
+def test_a_narrow_terminal_shows_what_was_said(tmp_path: Path) -> None:
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 40, 0, 0))
+    with open_journal(tmp_path) as journal:
+        write_rows(journal, "spans", span(7))
+        tail = subprocess.Popen(
+            [sys.executable, "-m", "caribou", "tail"],
+            env=environment(tmp_path),
+            stdout=terminal,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        os.close(terminal)
+        with os.fdopen(controller, "rb", buffering=0) as screen:
+            sent = b""
+            while b"\n" not in sent:
+                sent += screen.read(1024)
+            assert interrupted(tail) == (0, "")
+    line = re.sub(r"\x1b\[[0-9;]*m", "", sent.decode()).rstrip()
+    assert line == "abababab  message.user   number 7"
