@@ -15,8 +15,8 @@ __all__ = ["command", "find_traces", "print_traces"]
 _SQL = """
 SELECT
     trace_id, root_span_id, run_id, phase, step_number, datapoint_id, env_name, model_name,
-    status, score, turns, messages, tool_calls, tool_errors, input_tokens, output_tokens, cost_usd, duration_ms,
-    start_time, end_time, error_type, error_message, tags, metadata
+    status, score, turns, messages, tool_calls, tool_errors, input_tokens, output_tokens, cost_usd,
+    duration_ms, start_time, end_time, error_type, error_message, tags, metadata
 FROM traces
 WHERE {where}
 ORDER BY start_time DESC, trace_id
