@@ -17,8 +17,9 @@ def test_the_demo_records_and_shows(tmp_path: Path) -> None:
     assert code == 0
     assert "320 rollouts" in plain
     assert "100%" in plain
-    for expected in ("support-desk", "turn 0", "→ lookup_order", "grade policy_check  1.000"):
+    for expected in ("support-desk", "turn 0", "grade policy_check  1.000"):
         assert expected in plain
+    assert "Is there anything else I can do for you?" in " ".join(plain.split())
     [more] = re.findall(r"caribou show ([0-9a-f]{12})", plain)
     assert caribou("show", more, home=tmp_path).code == 0
 
@@ -35,6 +36,22 @@ def test_the_demo_records_and_shows(tmp_path: Path) -> None:
     assert row["pending"] == 0
     assert row["good"] > 200
     assert min(row["failed"], row["stopped"], row["cut"], row["timed_out"]) >= 1
+    # A ticket is the same for every sample, and what is said of it fits.
+    sql = """
+    SELECT uniqExactIf(content, role = 'user') AS asked, uniqExact(datapoint_id) AS tickets,
+        groupUniqArrayIf(tool_name, kind = 'tool') AS tools
+    FROM spans GROUP BY toUInt8(substring(datapoint_id, 8)) % 6 AS ticket ORDER BY ticket
+    """
+    kinds = caribou("sql", sql, "--json", home=tmp_path).objects
+    assert all(kind["asked"] == kind["tickets"] for kind in kinds)
+    assert [sorted(kind["tools"]) for kind in kinds] == [
+        ["lookup_order", "track_parcel"],
+        ["check_policy", "create_return", "lookup_order"],
+        ["check_policy", "lookup_order"],
+        ["book_slot", "list_slots"],
+        ["calculate", "get_prices", "quote_delivery"],
+        ["list_payments"],
+    ]
     assert row["good"] + row["failed"] + row["stopped"] + row["cut"] == 320
 
 

@@ -24,6 +24,7 @@ from .. import (
     span,
     trace_run,
 )
+from ._demo_tasks import Call, Task, make_task
 
 __all__ = ["ROLLOUTS", "run_training"]
 
@@ -33,21 +34,16 @@ _SAMPLES = 4
 ROLLOUTS = _STEPS * _DATAPOINTS * _SAMPLES
 
 _MODEL = "demo-agent-8b"
-_ITEMS = ("a kettle", "running shoes", "a desk lamp", "a rain jacket", "headphones", "a tent")
-_WISHES = (
-    "I never got {item} that I ordered last week.",
-    "I want to send back {item}, it is not what the picture showed.",
-    "Why was I charged twice for {item}?",
-    "Please change the delivery address for {item}.",
-)
 _SYSTEM = (
-    "You answer customers of an online shop. Look orders up before you promise anything, and"
-    " refund only what the policy allows: unopened, within 30 days."
+    "You answer customers of an online shop. Look things up before you promise anything, and"
+    " refund only what the policy allows."
 )
-_ANSWERS = (
-    "I have refunded order {order}; the money is back on your card within 3 days.",
-    "Order {order} is on its way again and should arrive tomorrow.",
-    "I am sorry, order {order} is past the 30 days, so I cannot refund it.",
+# In the order in which the agent learns to keep them, the first ones last.
+_CRITERIA = (
+    "asks whether anything else is open",
+    "gives the right answer",
+    "looks everything up first",
+    "tries to help",
 )
 
 
@@ -94,8 +90,9 @@ async def _supervised(run_id: str, case: _Case, done: Callable[[], None]) -> Non
 
 async def _rollout(run_id: str, case: _Case) -> None:
     random = case.random()
-    order = f"A{random.randrange(10_000, 99_999)}"
+    task = make_task(case.datapoint)
     skill = 0.35 + 0.12 * case.step
+    failed = sum(random.random() >= skill for _ in _CRITERIA)
     about = {
         "run_id": run_id,
         "phase": "train",
@@ -105,77 +102,91 @@ async def _rollout(run_id: str, case: _Case) -> None:
         "model_name": _MODEL,
     }
     async with trace_run(about):  # pyright: ignore[reportArgumentType]
-        add_meta({"sample": case.sample, "difficulty": random.choice(["easy", "medium", "hard"])})
-        task = asyncio.current_task()
-        if task is not None and random.random() < 0.02:
+        difficulty = ("easy", "medium", "hard")[len(task.calls) - 1]
+        add_meta({"sample": case.sample, "difficulty": difficulty})
+        rollout = asyncio.current_task()
+        if rollout is not None and random.random() < 0.02:
             # A sampler that has seen enough gives up on the rest.
-            asyncio.get_running_loop().call_later(0.02, task.cancel)
+            asyncio.get_running_loop().call_later(0.02, rollout.cancel)
         log(Message(role="system", content=_SYSTEM))
-        wish = random.choice(_WISHES).format(item=random.choice(_ITEMS))
-        log(Message(role="user", content=f"{wish} Order {order}."))
-        for number in range(random.randint(1, 4)):
-            await _use_tool(random, number, order)
+        log(Message(role="user", content=task.asked))
+        for call in task.calls[: 1 if failed > 2 else None]:
+            await _use_tool(random, call)
         await _think(random)
-        log(_assistant(random, random.choice(_ANSWERS).format(order=order)))
+        log(_assistant(random, _answer(task, failed)))
         if random.random() < 0.03:
             set_status(RolloutStatus.TRUNCATED, "the context was full")
             add_tags("context-full")
             return
         async with span("grade", kind="grading"):
             await _think(random)
-            passed = sum(random.random() < skill for _ in range(4))
-            log(
-                Grade(
-                    score=passed / 4,
-                    grader_name="policy_check",
-                    grader_type="rubric",
-                    passed_count=passed,
-                    total_count=4,
-                    reasoning="Looked the order up, kept to the policy, told the customer.",
-                )
-            )
-        if passed == 4:
+            log(_grade(failed))
+        if not failed:
             add_tags("perfect")
 
 
-async def _use_tool(random: Random, number: int, order: str) -> None:
-    tool = ("lookup_order", "check_policy", "refund", "send_mail")[number]
+def _answer(task: Task, failed: int) -> str:
+    match failed:
+        case 0:
+            return f"{task.right} Is there anything else I can do for you?"
+        case 1:
+            return task.right
+        case 2 | 3:
+            return task.wrong
+        case _:
+            return "I cannot help you with that."
+
+
+def _grade(failed: int) -> Grade:
+    passed = len(_CRITERIA) - failed
+    missed = "; ".join(_CRITERIA[:failed])
+    return Grade(
+        score=passed / len(_CRITERIA),
+        grader_name="policy_check",
+        grader_type="rubric",
+        criteria=[{"name": name, "passed": i >= failed} for i, name in enumerate(_CRITERIA)],
+        passed_count=passed,
+        total_count=len(_CRITERIA),
+        reasoning=f"Missed: {missed}." if failed else "All criteria are met.",
+    )
+
+
+async def _use_tool(random: Random, call: Call) -> None:
     call_id = f"call_{random.randrange(1 << 32):08x}"
-    arguments = {"order": order}
-    call = {
+    request = {
         "id": call_id,
         "type": "function",
-        "function": {"name": tool, "arguments": json.dumps(arguments)},
+        "function": {"name": call.tool, "arguments": json.dumps(call.arguments)},
     }
     await _think(random)
-    log(_assistant(random, None, tool_calls=[call]))
+    log(_assistant(random, None, tool_calls=[request]))
     milliseconds = random.uniform(2, 20)
     await asyncio.sleep(milliseconds / 1000)
     if random.random() < 0.02:
         log(
             ToolExecution(
-                name=tool,
+                name=call.tool,
                 call_id=call_id,
-                arguments=arguments,
+                arguments=call.arguments,
                 error="503 from the shop",
                 duration_ms=milliseconds,
             )
         )
-        raise ShopError(f"{tool} failed: 503 from the shop")
+        raise ShopError(f"{call.tool} failed: 503 from the shop")
     if random.random() < 0.01:
-        log(Event(name="shop_hangs", data={"tool": tool}))
+        log(Event(name="shop_hangs", data={"tool": call.tool}))
         await asyncio.sleep(3600)
-    result = json.dumps({"order": order, "status": "delivered", "days": random.randint(1, 60)})
+    result = json.dumps(call.result)
     log(
         ToolExecution(
-            name=tool,
+            name=call.tool,
             call_id=call_id,
-            arguments=arguments,
+            arguments=call.arguments,
             result=result,
             duration_ms=milliseconds,
         )
     )
-    log(Message(role="tool", content=result, tool_call_id=call_id, name=tool))
+    log(Message(role="tool", content=result, tool_call_id=call_id, name=call.tool))
 
 
 async def _think(random: Random) -> None:
