@@ -44,7 +44,7 @@ def test_it_says_what_it_tries_and_when_interrupted_what_is_left(tmp_path: Path)
         out, err = replay.communicate(timeout=30)
     assert (replay.returncode, out) == (130, "")
     assert err.count("\n") == 1
-    assert err.startswith("Interrupted: 0 rows were delivered, 6 still wait and are safe in the")
+    assert err.startswith("Interrupted: 0 rows delivered, 6 rows left, safe in the journal")
     assert "The last error: " in err
     # Nobody was told that they are delivered, and they are not.
     assert "6 rows" in caribou("doctor", home=tmp_path).out
@@ -71,7 +71,7 @@ def test_rows_of_processes_it_never_came_to_are_counted(tmp_path: Path) -> None:
     assert answer.objects == [
         {"owners": 11, "rows": 22, "delivered": 0, "pending": 22, "dead": 0},
     ]
-    assert "Stopped after 0.5 s: 0 rows were delivered, 22 still wait" in answer.err
+    assert "Stopped after 0.5 s: 0 rows delivered, 22 rows left, safe in the journal" in answer.err
 
 
 def test_an_error_that_changes_is_told(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_an_error_that_changes_is_told(tmp_path: Path) -> None:
     port = closed_port()
     with running("replay", home=tmp_path, CLICKHOUSE_URL=f"http://127.0.0.1:{port}") as replay:
         assert next_line(replay).startswith("Delivering 2 rows of 1 ended process to")
-        assert str(port) in next_line(replay)
+        assert "refused" in next_line(replay)
         server = http.server.HTTPServer(("127.0.0.1", port), _Unavailable)
         threading.Thread(target=server.serve_forever, args=(0.05,)).start()
         try:

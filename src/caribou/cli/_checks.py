@@ -16,7 +16,8 @@ from ..delivery.dead_letters import read_dead_letters
 from ..errors import CaribouError, JournalError
 from ..journal.owner import OwnerInfo, is_alive, network_file_system, owner_folders, read_info
 from ..journal.reader import read_rows, segment_files
-from ._owners import processes, undelivered
+from ._format import counted
+from ._owners import undelivered
 
 __all__ = ["Check", "all_checks"]
 
@@ -167,7 +168,7 @@ def _owners(settings: Settings) -> Iterator[Check]:
             detail += "; `caribou replay` moves those of ended processes to the server"
         yield Check("journal", "ok", detail)
     verb = "is" if alive.count == 1 else "are"
-    recording = f"{processes(alive.count)} {verb} recording now"
+    recording = f"{counted(alive.count, 'process')} {verb} recording now"
     yield Check("running processes", "ok", recording + _pending(alive))
     if not dead.rows:
         yield Check("ended processes", "ok", "none left rows to deliver")
@@ -175,7 +176,7 @@ def _owners(settings: Settings) -> Iterator[Check]:
     advice = "run: caribou replay"
     if settings.clickhouse_url is None:
         advice = f"set CLICKHOUSE_URL to that server and {advice}"
-    left = f"{processes(dead.waiting)} left rows to deliver"
+    left = f"{counted(dead.waiting, 'process')} left rows to deliver"
     yield Check("ended processes", "problem", left + _pending(dead), advice)
 
 
@@ -195,7 +196,7 @@ def _measure(folder: Path, info: OwnerInfo, owners: _Owners) -> None:
 
 def _pending(owners: _Owners) -> str:
     return "".join(
-        f"; for {sink} at {target}: {rows:,} {'row' if rows == 1 else 'rows'}"
+        f"; for {sink} at {target}: {counted(rows, 'row')}"
         f" ({_size(owners.bytes[sink, target])}) pending"
         for (sink, target), rows in owners.rows.items()
     )

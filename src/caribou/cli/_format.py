@@ -8,6 +8,7 @@ from typing import Any
 __all__ = [
     "cost",
     "count",
+    "counted",
     "duration",
     "mean",
     "minute",
@@ -45,6 +46,12 @@ def score_style(value: Any) -> str:
 def count(value: Any) -> str:
     """A whole number with separators."""
     return f"{int(value):,}"
+
+
+def counted(value: int, noun: str) -> str:
+    """How many of what: 1 row, 2 rows, 3 ended processes."""
+    plural = "" if value == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count(value)} {noun}{plural}"
 
 
 def cost(value: Any) -> str:

@@ -10,7 +10,7 @@ from ..journal.cursor import Cursor
 from ..journal.owner import OwnerInfo, owner_folders, read_info
 from ..journal.reader import SegmentFile, segment_files
 
-__all__ = ["processes", "servers_waited_for", "undelivered"]
+__all__ = ["servers_waited_for", "undelivered"]
 
 
 def undelivered(folder: Path, info: OwnerInfo) -> Iterator[tuple[str, str, SegmentFile, int]]:
@@ -37,9 +37,3 @@ def servers_waited_for(journal: Path) -> dict[str, int]:
         for target in {target for _, target, _, _ in undelivered(folder, info)}:
             found[target] = found.get(target, 0) + 1
     return found
-
-
-def processes(count: int, which: str = "") -> str:
-    """``count`` processes, with a word before the noun, in the right number."""
-    noun = "process" if count == 1 else "processes"
-    return " ".join(filter(None, (f"{count:,}", which, noun)))

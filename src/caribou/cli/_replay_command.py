@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from .._settings import from_environment
+from ._format import counted
 from ._options import json_option
 from ._output import Update, note, print_json, progress
-from ._owners import processes
 
 if TYPE_CHECKING:
     from ..delivery.replay import ReplayResult
@@ -63,7 +63,7 @@ def command(timeout: float, as_json: bool) -> int:
         print("Nothing to replay: no ended process left rows in the journal.")
     else:
         print(
-            f"Found {result.rows:,} rows of {processes(result.owners, 'ended')}:"
+            f"Found {counted(result.rows, 'row')} of {counted(result.owners, 'ended process')}:"
             f" {result.delivered:,} delivered, {result.pending:,} pending, {result.dead:,} refused."
         )
     if result.pending:
@@ -87,8 +87,8 @@ class _Shown:
         if before is None:
             self.line_at = time.monotonic()
             if state.rows:
-                owners = processes(state.owners, "ended")
-                note(f"Delivering {state.rows:,} rows of {owners} to {self.target}")
+                rows, owners = counted(state.rows, "row"), counted(state.owners, "ended process")
+                note(f"Delivering {rows} of {owners} to {self.target}")
             return
         if state.rows:
             self.update(state.delivered + state.dead, state.rows)
@@ -102,7 +102,5 @@ class _Shown:
 
 def _stopped(why: str, state: ReplayResult) -> str:
     reason = f". The last error: {state.last_error}" if state.last_error else ""
-    return (
-        f"{why}: {state.delivered:,} rows were delivered, {state.pending:,} still wait and are"
-        f" safe in the journal{reason}"
-    )
+    left = f"{counted(state.pending, 'row')} left, safe in the journal"
+    return f"{why}: {counted(state.delivered, 'row')} delivered, {left}{reason}"

@@ -11,8 +11,9 @@ from typing import NoReturn
 from .._settings import Settings, from_environment
 from ..errors import StoreError
 from ..store import LocalStore, Row, Store, open_store
+from ._format import counted
 from ._output import note, progress
-from ._owners import processes, servers_waited_for
+from ._owners import servers_waited_for
 
 __all__ = ["no_traces", "opened_store", "with_interrupted"]
 
@@ -49,8 +50,8 @@ def _tell_what_is_not_shown(store: Store, settings: Settings) -> None:
         )
     for target, count in servers_waited_for(settings.journal_dir).items():
         note(
-            f"caribou: rows of {processes(count)} wait in the journal for {target} and are not"
-            " shown; with CLICKHOUSE_URL set to it `caribou replay` delivers them"
+            f"caribou: rows of {counted(count, 'process')} wait in the journal for {target} and"
+            " are not shown; with CLICKHOUSE_URL set to it `caribou replay` delivers them"
         )
 
 
