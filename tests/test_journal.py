@@ -11,11 +11,15 @@ import stat
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
 from caribou.journal import segment as segment_module
+from caribou.journal import stream as stream_module
 from caribou.journal.cursor import Cursor, InFlight
 from caribou.journal.journal import TABLES, Journal
 from caribou.journal.owner import Owner, is_alive, owner_folders
@@ -205,6 +209,72 @@ def test_logging_from_a_finaliser_inside_append_loses_nothing(tmp_path: Path) ->
         stream.append(row(number, 1000))
     stream._make = original
     assert finalised
+    assert journal.folder is not None
+    files = [file for file in segment_files(journal.folder) if file.table == "spans"]
+    found = [number for file in files for number in sequence(read_rows(file, 0))]
+    assert sorted(found) == [*range(3000), *finalised]
+    journal.close(delivered=False)
+
+
+def test_threads_under_a_tracing_debugger_lose_nothing(tmp_path: Path) -> None:
+    """A debugger runs code of its own at every line, and so lets other threads in at each."""
+    journal = open_journal(tmp_path)
+    stream = journal.streams["spans"]
+
+    def at_line(*_: object) -> Callable[..., object]:
+        time.sleep(0)
+        return at_line
+
+    def at_call(frame: FrameType, *_: object) -> Callable[..., object] | None:
+        return at_line if frame.f_code.co_filename == stream_module.__file__ else None
+
+    def write(first: int) -> None:
+        for number in range(first, first + 500):
+            stream.append(row(number, 700))
+
+    threads = [threading.Thread(target=write, args=(n * 500,)) for n in range(4)]
+    threading.settrace(at_call)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        threading.settrace(None)  # type: ignore[arg-type]
+    assert journal.folder is not None
+    files = [file for file in segment_files(journal.folder) if file.table == "spans"]
+    assert len([file for file in files if file.committed()]) > 1
+    found = [number for file in files for number in sequence(read_rows(file, 0))]
+    assert sorted(found) == list(range(2000))
+    journal.close(delivered=False)
+
+
+def test_a_collection_in_the_middle_of_an_append_loses_nothing(tmp_path: Path) -> None:
+    """Python 3.11 collects where something is allocated: between taking a stream and the copy."""
+    journal = open_journal(tmp_path)
+    stream = journal.streams["spans"]
+    finalised: list[int] = []
+
+    class Logs:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            number = 100_000 + len(finalised)
+            finalised.append(number)
+            stream.append(row(number))
+
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for number in range(3000):
+            if number % 3 == 0:
+                Logs()
+            stream.append(row(number))
+    finally:
+        gc.set_threshold(*before)
+    gc.collect()
+    assert len(finalised) == 1000
     assert journal.folder is not None
     files = [file for file in segment_files(journal.folder) if file.table == "spans"]
     found = [number for file in files for number in sequence(read_rows(file, 0))]
