@@ -40,6 +40,7 @@ def test_it_says_what_it_tries_and_when_interrupted_what_is_left(tmp_path: Path)
             f"Delivering 6 rows of 3 ended processes to {url}, database caribou\n"
         )
         assert "cannot be reached" in next_line(replay)
+        assert next_line(replay) == "0 rows delivered, 6 rows left\n"
         replay.send_signal(signal.SIGINT)
         out, err = replay.communicate(timeout=30)
     assert (replay.returncode, out) == (130, "")

@@ -22,7 +22,7 @@ __all__ = ["command"]
 
 _COUNTS = ("owners", "rows", "delivered", "pending", "dead")
 # Where no bar can be drawn.
-_LINE_SECONDS = 10.0
+_LINE_SECONDS = 5.0
 
 
 @click.command()
@@ -97,10 +97,13 @@ class _Shown:
             note(f"Still trying: {state.last_error}")
         if not sys.stderr.isatty() and time.monotonic() - self.line_at >= _LINE_SECONDS:
             self.line_at = time.monotonic()
-            note(f"{state.delivered:,} delivered, {state.pending:,} waiting")
+            note(_how_far(state))
 
 
 def _stopped(why: str, state: ReplayResult) -> str:
     reason = f". The last error: {state.last_error}" if state.last_error else ""
-    left = f"{counted(state.pending, 'row')} left, safe in the journal"
-    return f"{why}: {counted(state.delivered, 'row')} delivered, {left}{reason}"
+    return f"{why}: {_how_far(state)}, safe in the journal{reason}"
+
+
+def _how_far(state: ReplayResult) -> str:
+    return f"{counted(state.delivered, 'row')} delivered, {counted(state.pending, 'row')} left"
