@@ -8,7 +8,7 @@ from ..errors import StoreError
 from ..store import Row, Store
 from ._conversation import print_conversation
 from ._options import json_option
-from ._output import print_json
+from ._output import print_json, without_noise
 from ._store import no_traces, opened_store, with_interrupted
 
 __all__ = ["by_root", "command", "read_trace"]
@@ -90,7 +90,7 @@ def command(trace_id: str, full: bool, as_json: bool) -> None:
         rollouts = read_trace(store, find_trace(store, trace_id))
         shown = with_interrupted(store, [trace for trace, _ in rollouts])
     if as_json:
-        print_json({**trace, "spans": spans} for trace, spans in rollouts)
+        print_json({**without_noise(trace), "spans": spans} for trace, spans in rollouts)
         return
     for i, (trace, (_, spans)) in enumerate(zip(shown, rollouts, strict=True)):
         if i:

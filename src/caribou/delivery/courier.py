@@ -267,8 +267,9 @@ class Courier:
         link.gate.failed(retry_after)
         link.notices.warn(
             link.sink.name,
-            "%s cannot be reached: %s. Rows wait in the journal and are delivered later.",
+            "%s (%s): %s. Rows wait in the journal and are delivered later.",
             link.sink.name,
+            link.sink.target,
             reason,
         )
 

@@ -26,6 +26,9 @@ _logger = logging.getLogger("caribou")
 
 # A burst of the one busy table fills a segment faster than one is made while callers hold the GIL.
 _STANDBY = {"spans": 2}
+# Delivered segments that are kept to be used again: as many as a sink that is slow now and then
+# leaves a busy caller in need of.
+_SPARE = {"spans": 4}
 # The segment being written, and what a healthy sink is just taking.
 _KEPT_MAPPED = 2
 _WARNING_INTERVAL = 300.0
@@ -159,7 +162,7 @@ class Journal:
         """Every reader is done with this sealed segment: use it again, or let it go."""
         stream = self.streams[segment.table]
         stream.segments.remove(segment)
-        room = len(stream.standby) < _STANDBY.get(segment.table, 1)
+        room = len(stream.standby) < _SPARE.get(segment.table, 1)
         usable = segment.size >= stream.next_size() and segment.size <= SEGMENT_BYTES
         if room and usable and segment.folder == self.folder:
             try:

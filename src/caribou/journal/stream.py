@@ -24,6 +24,7 @@ SEGMENT_BYTES = 4 << 20
 # Small, so that a short-lived process is cheap; the busy table starts with more.
 _FIRST_BYTES = {"spans": 1 << 20}
 _LEAST_BYTES = 256 << 10
+_HURRIED_BYTES = 1 << 20
 
 
 class Stream:
@@ -167,7 +168,9 @@ class Stream:
                 # A row larger than the standby: keep that one for the rows that follow.
                 self.standby.append(segment)
                 segment = None
-        segment = segment or self._make(self.table, max(need, self.next_size()))
+        if segment is None:
+            # None is waiting, so the caller is kept: by a millisecond or two, not by ten.
+            segment = self._make(self.table, max(need, min(self.next_size(), _HURRIED_BYTES)))
         if self._closed:
             # By a signal handler, just now.
             segment.close(cut=True)
