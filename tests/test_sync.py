@@ -99,6 +99,26 @@ def test_threads_have_rollouts_of_their_own(tmp_path: Path) -> None:
     assert result.sinks["local"].delivered == 8 * 52
 
 
+def test_what_threads_log_at_once_is_never_mixed(caribou_capture: Capture) -> None:
+    def agent(letter: str) -> None:
+        with caribou.sync.trace_run({"datapoint_id": letter, "phase": "eval"}):
+            for number in range(300):
+                caribou.log(Message(role="user", content=f"{letter * (number + 1)}"))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=agent, args=(letter,)) for letter in "abcdefgh"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    found = [(row["datapoint_id"], row["content"]) for row in caribou_capture.messages]
+    assert sorted(found) == [(x, x * (n + 1)) for x in "abcdefgh" for n in range(300)]
+
+
 def test_flush_and_shutdown_answer_without_a_runtime() -> None:
     assert caribou.sync.flush(0.0).complete
     assert caribou.sync.shutdown(0.0).complete

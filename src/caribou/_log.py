@@ -16,7 +16,7 @@ from msgspec.structs import astuple
 
 from ._ids import pool
 from ._recording import scope_for
-from ._sanitize import MAX_STRING, encode
+from ._sanitize import MAX_STRING, encode, encode_into
 from ._scope import Scope, current
 from ._write import ROLES, WRITERS, base_record, write_placed
 from .records import Message, Record
@@ -46,6 +46,10 @@ class _PlainRow(Struct, gc=False):
     content: str
 
 
+# Where the next row is encoded. Memory of its own for each row would be a tenth of the whole. It is
+# taken out by one statement, so that nobody else can have the same.
+_buffer: bytearray | None = None
+
 # The second that times were last taken in: its start in nanoseconds, and it as the start of a time.
 # Most calls of a busy program fall into the same one, and only the fraction is to be written.
 _second: tuple[int, str] = (0, "")
@@ -63,6 +67,7 @@ def log(item: Record) -> None:
     Raises:
         InvalidType: it is no record, or one without its name or role.
     """
+    global _buffer
     scope = _current()
     if scope is None or not scope.fast:
         _log_carefully(item)
@@ -110,8 +115,12 @@ def log(item: Record) -> None:
     if answers:
         rollout.answered = True
         rollout.turns += 1
+    buffer, _buffer = _buffer, None
+    if buffer is None:
+        # Another thread has it, or a call that this one, of a finaliser, came between.
+        buffer = bytearray()
     try:
-        line = encode(
+        encode_into(
             _PlainRow(
                 head,
                 seq,
@@ -123,13 +132,15 @@ def log(item: Record) -> None:
                 turn,
                 intra,
                 content,
-            )
+            ),
+            buffer,
         )
     except (IndexError, UnicodeEncodeError):
         # The ids are used up, or there is a lone surrogate in the text.
         write_placed(scope, cast("Message", item), seq, turn, intra)
     else:
-        scope.append(line)
+        scope.append(buffer)
+    _buffer = buffer
 
 
 def _head(scope: Scope, role: Any) -> tuple[Raw, bool, bool]:

@@ -147,7 +147,7 @@ class NullRecorder:
         self.settings = settings
         self.streams: dict[str, Appender] = {"spans": self}
 
-    def append(self, line: bytes) -> None:
+    def append(self, line: bytes | bytearray) -> None:
         """Never called: rollouts that use this are skipped."""
 
     def count_dropped(self, reason: str, rows: int) -> None:

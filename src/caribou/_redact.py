@@ -41,8 +41,8 @@ _warned: set[int] = set()
 class Appender(Protocol):
     """What takes the rows of one table."""
 
-    def append(self, line: bytes) -> None:
-        """Take one row: a line of JSON without its newline."""
+    def append(self, line: bytes | bytearray) -> None:
+        """Take one row: a line of JSON without its newline. It is the caller's again afterwards."""
         ...
 
 
@@ -54,7 +54,7 @@ class _Redacted:
         self._hook = hook
         self._append = inner.append
 
-    def append(self, line: bytes) -> None:
+    def append(self, line: bytes | bytearray) -> None:
         row: dict[str, Any] = _decode(line)
         identity = {name: value for name, value in row.items() if name in _IDENTITY}
         before = row.get("sanitized", "")

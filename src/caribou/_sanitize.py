@@ -33,6 +33,7 @@ __all__ = [
     "MAX_STRING",
     "Cleaner",
     "encode",
+    "encode_into",
     "storable_record",
     "storable_row",
     "storable_text",
@@ -49,7 +50,9 @@ MAX_NODES: Final = 20_000
 MAX_INTEGER: Final = (1 << 63) - 1
 """The largest number of an integer column."""
 
-encode: Final = msgspec.json.Encoder().encode
+_encoder: Final = msgspec.json.Encoder()
+encode: Final = _encoder.encode
+encode_into: Final = _encoder.encode_into
 
 _R = TypeVar("_R", bound=Record)
 

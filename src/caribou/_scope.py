@@ -55,7 +55,7 @@ class Scope:
         rollout: Rollout,
         parent: Scope | None,
         prefix: bytes,
-        append: Callable[[bytes], None],
+        append: Callable[[bytes | bytearray], None],
     ) -> None:
         self.rollout = rollout
         self.parent = parent

@@ -38,9 +38,9 @@ class _Lines:
     def __init__(self) -> None:
         self.lines: list[bytes] = []
 
-    def append(self, line: bytes) -> None:
+    def append(self, line: bytes | bytearray) -> None:
         """Take one row."""
-        self.lines.append(line)
+        self.lines.append(bytes(line))
 
 
 class Capture:

@@ -78,9 +78,9 @@ class Stream:
         self._queue: list[bytes] = []
         self._use(make(table, _FIRST_BYTES.get(table, _LEAST_BYTES)))
 
-    def append(self, line: bytes) -> None:
+    def append(self, line: bytes | bytearray) -> None:
         """Append one row: a line of JSON without the newline, which is in the segment already.
-        Once this returns, a kill of the process loses it no more.
+        Once this returns, a kill of the process loses it no more, and ``line`` may be changed.
 
         A finaliser or a signal handler may log while this very thread is in here. Such a nested
         call leaves its row to the call around it, which appends it right after its own.
@@ -127,13 +127,13 @@ class Stream:
         self.segments.clear()
         self.standby.clear()
 
-    def _append_slowly(self, line: bytes) -> None:
+    def _append_slowly(self, line: bytes | bytearray) -> None:
         """The row does not fit, or somebody is in here, or rows go elsewhere by now."""
         with self._lock:
             taken, self._taken = self._taken, True
             if taken:
                 # By a call below this one, or one that a debugger holds up.
-                self._queue.append(line)
+                self._queue.append(bytes(line))
             else:
                 try:
                     # Another thread may have rolled since it did not fit.
