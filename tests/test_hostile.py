@@ -9,8 +9,10 @@ import threading
 import uuid
 from collections import OrderedDict
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hostile import (
@@ -346,3 +348,35 @@ def test_metadata_and_attributes_take_anything(plan: Any) -> None:
             pass
         assert len(captured.metadata) == 2
         assert len(captured.spans) == 1
+
+
+def test_a_role_is_what_it_is_and_not_what_it_equals(caribou_capture: Capture) -> None:
+    class Loose(str):
+        """Equal to its own name in any case, as users' enumerations have been seen to be."""
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, str) and self.lower() == other.lower()
+
+        def __hash__(self) -> int:
+            return hash(str(self).lower())
+
+    class Strict(StrEnum):
+        USER = "user"
+
+    with caribou.trace_run(META):
+        for role in (Loose("User"), "user", Strict.USER, Loose("user")):
+            caribou.log(Message(role=role, content="text"))
+        for content in ("\ud800", "text"):
+            caribou.log(Message(role=Loose("User"), content=content))
+    assert [row["role"] for row in caribou_capture.messages] == [
+        *("User", "user", "user", "user"),
+        *("User", "User"),
+    ]
+    assert [row["seq"] for row in caribou_capture.messages] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_value_that_equals_none_is_not_taken_for_it(caribou_capture: Capture) -> None:
+    with caribou.trace_run(META):
+        caribou.log(Message(role="user", content="a", tool_calls=mock.ANY))
+        caribou.log(Message(role="user", content="a", attributes=mock.ANY))
+    assert [row["sanitized"] for row in caribou_capture.messages] == ["object", "object"]

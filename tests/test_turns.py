@@ -112,3 +112,16 @@ def test_an_index_is_a_number_from_zero(call: Any, caribou_capture: Capture) -> 
                 call(wrong)
         log("message", "user")
     assert places(caribou_capture) == [(0, 0)]
+
+
+def test_numbers_of_a_class_of_their_own_are_numbers(caribou_capture: Capture) -> None:
+    class Number(int):
+        pass
+
+    with caribou.trace_run({"datapoint_id": "d", "phase": "train"}):
+        caribou.set_turn_index(Number(3))
+        caribou.log(Message(role="user", content="a"))
+        caribou.set_intra_index(Number(5))
+        caribou.log(Message(role="user", content="b"))
+    places = [(row["turn_index"], row["intra_index"]) for row in caribou_capture.messages]
+    assert places == [(3, 0), (3, 5)]

@@ -277,7 +277,7 @@ def set_turn_index(n: int) -> None:
         InvalidType: ``n`` is no int.
         InvalidValue: ``n`` is negative.
     """
-    _check_index("set_turn_index()", n)
+    n = _index("set_turn_index()", n)
     scope = scope_for("set_turn_index()")
     if scope is not None:
         scope.rollout.set_turn(n)
@@ -290,7 +290,7 @@ def set_intra_index(n: int) -> None:
         InvalidType: ``n`` is no int.
         InvalidValue: ``n`` is negative.
     """
-    _check_index("set_intra_index()", n)
+    n = _index("set_intra_index()", n)
     scope = scope_for("set_intra_index()")
     if scope is not None:
         scope.rollout.set_intra(n)
@@ -349,8 +349,10 @@ def _check_text(call: str, argument: str, value: object) -> None:
         raise InvalidType(f"{call}: {argument} must be a str, not {type(value).__name__}")
 
 
-def _check_index(call: str, n: object) -> None:
+def _index(call: str, n: object) -> int:
     if isinstance(n, bool) or not isinstance(n, int):
         raise InvalidType(f"{call} takes an int, not {type(n).__name__}")
     if not 0 <= n <= MAX_INTEGER:
         raise InvalidValue(f"{call} takes a number from 0 up, not {n}")
+    # A plain one: the encoder takes no other.
+    return int.__index__(n)

@@ -81,8 +81,15 @@ def log(item: Record) -> None:
                 values.count(None) == _NONE_OF_PLAIN
                 and type(content) is str
                 and len(content) <= _PLAIN_CHARACTERS
+                # A value may say that it equals None.
+                and values[15] is None
+                and values[16] is None
             ):
-                head, opens, answers = scope.heads.get(values[0]) or _head(scope, values[0])
+                role = values[0]
+                if type(role) is not str:
+                    # By what it is, not by what it says it equals: an enum's member, say.
+                    role = str.__str__(role)
+                head, opens, answers = scope.heads.get(role) or _head(scope, role)
         except Exception:
             # A value that cannot even be compared, or a role that is none of the common ones.
             pass
@@ -143,10 +150,10 @@ def log(item: Record) -> None:
     _buffer = buffer
 
 
-def _head(scope: Scope, role: Any) -> tuple[Raw, bool, bool]:
+def _head(scope: Scope, role: str) -> tuple[Raw, bool, bool]:
     label, opens, answers = ROLES[role]
     constants = scope.prefix.removeprefix(_START)
-    head = Raw(b'%b,%b,"role":%b' % (constants, label, encode(str.__str__(role)))), opens, answers
+    head = Raw(b'%b,%b,"role":%b' % (constants, label, encode(role))), opens, answers
     scope.heads[role] = head
     return head
 

@@ -61,7 +61,7 @@ class Scope:
         self.parent = parent
         self.prefix = prefix
         self.append = append
-        self.heads: dict[object, tuple[Raw, bool, bool]] = {}
+        self.heads: dict[str, tuple[Raw, bool, bool]] = {}
         self.closed = False
         self.error: str | None = None
         self.late = False

@@ -86,24 +86,27 @@ class Stream:
         call leaves its row to the call around it, which appends it right after its own.
         """
         length = len(line)
-        # One statement, so that a debugger that stops at each line cannot come between.
-        taken, self._taken = self._taken, True
-        if not taken:
-            fits = False
-            try:
+        fits, taken = False, True
+        try:
+            # Each of these is one statement, so that a debugger that stops at lines cannot come
+            # between.
+            taken, self._taken = self._taken, True
+            if not taken:
                 end = self._end + length
-                fits = end < self._size
-                if fits:
-                    self._map[self._end : end] = line
-                    self._end = self._commit[0] = end + 1
+                if end < self._size:
+                    self._map[self._end : end], self._end, self._commit[0] = line, end + 1, end + 1
+                    fits = True
                     self.rows += 1
-            finally:
+        except ValueError:
+            # Closed and unmapped while a finaliser held this up.
+            pass
+        finally:
+            if not taken:
                 self._taken = False
-            if fits:
-                if self._queue:
-                    self._append_queue()
-                return
-        self._append_slowly(line)
+        if not fits:
+            self._append_slowly(line)
+        elif self._queue:
+            self._append_queue()
 
     def next_size(self) -> int:
         """Bytes of the next segment: small at first, so that a short-lived process is cheap."""
@@ -155,8 +158,12 @@ class Stream:
         self._append_queue()
 
     def _append_queue(self) -> None:
-        lines, self._queue = self._queue, []
-        for line in lines:
+        # One by one: a finaliser may come between and do the same.
+        for _ in range(len(self._queue)):
+            try:
+                line = self._queue.pop(0)
+            except IndexError:
+                return
             self.append(line)
 
     def _roll(self, need: int) -> None:
@@ -182,11 +189,13 @@ class Stream:
         full.sealed = True
 
     def _use(self, segment: Segment) -> None:
-        self._map = segment.map
-        self._commit = segment.commit
+        size, rows, commit = segment.size, segment.map, segment.commit
+        # No call from here on: a signal handler that raises must not leave half of it.
+        self._size = self._latest_size = size
+        self._map = rows
+        self._commit = commit
         self._end = 0
-        self.segments.append(segment)
-        self._size = self._latest_size = segment.size
+        self.segments += [segment]
 
     def _detach(self) -> None:
         self._closed = True
