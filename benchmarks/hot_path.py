@@ -115,9 +115,14 @@ COLUMNS = {
 def verdicts(sides: dict[str, dict[str, float]]) -> list[tuple[str, str, str]]:
     """What is required of Caribou, what was seen, and whether that is enough."""
     ours, theirs, bare = sides["caribou"], sides["sdk-raised"], sides["bare"]
+
+    def times_cheaper(figure: str) -> float:
+        # Without what reading the clock twice costs, which is in every side's figure.
+        return (theirs[figure] - bare[figure]) / (ours[figure] - bare[figure])
+
     checks = [
-        ("call median, times cheaper", theirs["call_median_us"] / ours["call_median_us"], 8, 1),
-        ("call p99, times cheaper", theirs["call_p99_us"] / ours["call_p99_us"], 5, 1),
+        ("call median, times cheaper", times_cheaper("call_median_us"), 8, 1),
+        ("call p99, times cheaper", times_cheaper("call_p99_us"), 5, 1),
         ("CPU per delivered, times less", theirs["cpu_us"] / ours["cpu_us"], 8, 1),
         ("delivered %", ours["delivered_percent"], 100, 1),
         ("records/s", ours["records_per_second"], 80_000, 1),

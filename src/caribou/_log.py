@@ -9,7 +9,7 @@ before, as a head that stands where the first value of the row does. All others 
 from __future__ import annotations
 
 from time import time_ns
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from msgspec import Raw, Struct
 from msgspec.structs import astuple
@@ -27,8 +27,6 @@ _NONE_OF_PLAIN: Final = len(Message.__struct_fields__) - 2
 
 # A text of no more characters is storable whatever they are: an escape takes six bytes.
 _PLAIN_CHARACTERS: Final = MAX_STRING // 8
-
-_LEAST_OF_NINE_DIGITS: Final = 100_000_000
 
 _START: Final = b'{"trace_id":'
 
@@ -72,40 +70,39 @@ def log(item: Record) -> None:
     if scope is None or not scope.fast:
         _log_carefully(item)
         return
-    head, opens, answers, content = None, False, False, ""
-    if type(item) is Message:
-        try:
-            values = astuple(item)
-            content = values[1]
-            if (
-                values.count(None) == _NONE_OF_PLAIN
-                and type(content) is str
-                and len(content) <= _PLAIN_CHARACTERS
-                # A value may say that it equals None.
-                and values[15] is None
-                and values[16] is None
-            ):
-                role = values[0]
-                if type(role) is not str:
-                    # By what it is, not by what it says it equals: an enum's member, say.
-                    role = str.__str__(role)
-                head, opens, answers = scope.heads.get(role) or _head(scope, role)
-        except Exception:
-            # A value that cannot even be compared, or a role that is none of the common ones.
-            pass
-    if head is None:
+    if type(item) is not Message:
         write = WRITERS.get(type(item))
         if write is None:
             _log_carefully(item)
         else:
             write(scope, item)
         return
+    head = None
+    values = astuple(item)
+    role, content = values[0], values[1]
+    try:
+        if (
+            values.count(None) == _NONE_OF_PLAIN
+            and type(content) is str
+            and len(content) <= _PLAIN_CHARACTERS
+        ):
+            if type(role) is not str:
+                # By what it is, not by what it says it equals: an enum's member, say.
+                role = str.__str__(role)
+            head = scope.heads.get(role) or _new_head(scope, role)
+    except Exception:
+        # A value that cannot even be compared, or a role that is none of the common ones.
+        pass
+    if head is None:
+        WRITERS[Message](scope, item)
+        return
+    constants, opens, answers = head
     now = time_ns()
     start, second = _second
     fraction = now - start
-    if not 0 <= fraction < 1_000_000_000:
-        start, second = _new_second(now)
-        fraction = now - start
+    # Formatting without a width takes half as long.
+    nine_digits = 100_000_000 <= fraction < 1_000_000_000
+    start_time = f"{second}{fraction}" if nine_digits else _format_time(now)
     # Several threads may be in here at once, but not between these assignments: there is no call
     # and no loop among them (see ``_rollout``). They are ``Rollout.next_seq`` and ``place``,
     # spelled out since the calls would be a tenth of the whole.
@@ -129,13 +126,10 @@ def log(item: Record) -> None:
     try:
         encode_into(
             _PlainRow(
-                head,
+                constants,
                 seq,
                 pool.pop(),
-                # Formatting with a width takes twice as long.
-                f"{second}{fraction}"
-                if fraction >= _LEAST_OF_NINE_DIGITS
-                else f"{second}{fraction:09d}",
+                start_time,
                 turn,
                 intra,
                 content,
@@ -144,13 +138,14 @@ def log(item: Record) -> None:
         )
     except (IndexError, UnicodeEncodeError):
         # The ids are used up, or there is a lone surrogate in the text.
-        write_placed(scope, cast("Message", item), seq, turn, intra)
+        write_placed(scope, item, seq, turn, intra)
     else:
         scope.append(buffer)
     _buffer = buffer
 
 
-def _head(scope: Scope, role: str) -> tuple[Raw, bool, bool]:
+def _new_head(scope: Scope, role: str) -> tuple[Raw, bool, bool]:
+    """What starts the rows of a common role in a scope, kept for those that follow."""
     label, opens, answers = ROLES[role]
     constants = scope.prefix.removeprefix(_START)
     head = Raw(b'%b,%b,"role":%b' % (constants, label, encode(role))), opens, answers
@@ -158,12 +153,14 @@ def _head(scope: Scope, role: str) -> tuple[Raw, bool, bool]:
     return head
 
 
-def _new_second(now: int) -> tuple[int, str]:
+def _format_time(now: int) -> str:
+    """The time in any second, and the start of its second for the calls that follow."""
     global _second
-    seconds = now // 1_000_000_000
+    seconds, fraction = divmod(now, 1_000_000_000)
+    start = f"{max(seconds, 0):010d}."
     # One assignment of both: another thread may be reading.
-    _second = (seconds * 1_000_000_000, f"{seconds:010d}.")
-    return _second
+    _second = seconds * 1_000_000_000, start
+    return f"{start}{fraction:09d}"
 
 
 def _log_carefully(item: Any) -> None:

@@ -93,8 +93,9 @@ class Stream:
             taken, self._taken = self._taken, True
             if not taken:
                 end = self._end + length
-                if end < self._size:
-                    self._map[self._end : end], self._end, self._commit[0] = line, end + 1, end + 1
+                after = end + 1
+                if after <= self._size:
+                    self._map[self._end : end], self._end, self._commit[0] = line, after, after
                     fits = True
                     self.rows += 1
         except ValueError:
