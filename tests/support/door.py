@@ -106,10 +106,19 @@ class Engine:
         try:
             result = self._session.query(sql, output, params=parameters or {})
         except RuntimeError as error:
-            raise Refusal(str(error)) from None
+            raise Refusal(str(error) or self._unreadable()) from None
         except UnicodeDecodeError as error:  # the message quotes bytes that are no text
             raise Refusal(error.object.decode(errors="replace")) from None
         return result.bytes(), result.rows_written()
+
+    def _unreadable(self) -> str:
+        """The engine's latest message that is no text, which older Pythons lose altogether."""
+        sql = (
+            "SELECT concat('Code: ', toString(code), '. DB::Exception: ', last_error_message)"
+            " FROM system.errors WHERE NOT isValidUTF8(last_error_message)"
+            " ORDER BY last_error_time DESC LIMIT 1"
+        )
+        return self._session.query(sql, "TSVRaw").bytes().decode(errors="replace")
 
 
 def _read_from(sql: str, file: Path) -> str:
