@@ -407,6 +407,20 @@ async def test_in_memory_nothing_touches_the_disk(
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("journal", ["disk", "memory"])
+async def test_what_is_kept_nowhere_is_never_called_delivered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, journal: str
+) -> None:
+    (tmp_path / "file").touch()
+    caribou.configure(run_id="run", phase="train", home=tmp_path / "file", journal=journal)
+    await rollout("hello")
+    assert "lost with this process" in caplog.text
+    for result in (await caribou.flush(), await caribou.shutdown()):
+        assert not result.complete
+        assert (result.sinks["local"].delivered, result.sinks["local"].pending) == (0, 3)
+
+
+@pytest.mark.asyncio
 async def test_the_bound_refuses_whole_traces_and_counts_them(
     hole: FaultProxy, database: str, tmp_path: Path
 ) -> None:

@@ -61,6 +61,8 @@ class Runtime:
             successor=successor,
         )
         self._local = not sinks
+        # No server, and no file either: rows are nowhere but in memory.
+        self._volatile = self._local and self.journal.owner is None
         # asyncio is imported here, by the first rollout, and not by `import caribou`.
         from .delivery.dispatcher import Dispatcher
         from .delivery.io_thread import IOThread
@@ -110,8 +112,8 @@ class Runtime:
             stored = SinkStats(
                 logged=rows + refused.total(),
                 recovered=0,
-                delivered=rows,
-                pending=0,
+                delivered=0 if self._volatile else rows,
+                pending=rows if self._volatile else 0,
                 dropped=dict(refused),
             )
             return {"local": stored}
@@ -125,7 +127,7 @@ class Runtime:
     def flush(self, timeout: float, *, recovered: bool = False) -> FlushResult:
         """Wait for delivery, at most ``timeout`` seconds. Blocks; never call it in a loop."""
         began = time.monotonic()
-        complete = self._flush(timeout, recovered=recovered)
+        complete = self._flush(timeout, recovered=recovered) and not self._volatile
         return FlushResult(
             complete=complete, seconds=time.monotonic() - began, sinks=self.sink_stats()
         )
@@ -169,6 +171,7 @@ class Runtime:
             self._closes_journal = True
             if not self._io.alive:
                 self._ended()
+        complete = complete and not self._volatile
         return FlushResult(complete=complete, seconds=time.monotonic() - began, sinks=sinks)
 
     def abandon(self) -> None:

@@ -68,13 +68,23 @@ class Journal:
             try:
                 self.owner = Owner.create(root, sinks)
             except OSError as error:
+                loss = (
+                    "a crash of this process loses what was not delivered"
+                    if sinks
+                    else "as there is no server to deliver to, all of it is lost with this process"
+                )
                 _logger.warning(
-                    "The journal cannot be kept in %s (%s): it is kept in memory, and a crash of "
-                    "this process loses what was not delivered. CARIBOU_JOURNAL_DIR names another "
-                    "folder.",
+                    "The journal cannot be kept in %s (%s): it is kept in memory, and %s. "
+                    "CARIBOU_JOURNAL_DIR names another folder.",
                     root,
                     error.strerror,
+                    loss,
                 )
+        elif not sinks:
+            _logger.warning(
+                "The journal is kept in memory and there is no server to deliver to: what is "
+                "recorded is lost with this process. CLICKHOUSE_URL names a server."
+            )
         self.streams: dict[str, Stream] = {
             table: Stream(table, self._make, rolled, successor) for table in TABLES
         }
