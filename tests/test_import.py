@@ -288,3 +288,11 @@ def test_nothing_is_imported_where_nothing_is_recorded(tmp_path: Path) -> None:
     source = write(tmp_path / "a.json", item(1))
     answer = caribou("import", source, *options(), home=tmp_path, CARIBOU_DISABLED="1")
     assert "CARIBOU_DISABLED" in refused(answer)
+
+
+def test_nothing_is_imported_where_nothing_can_be_kept(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.json", item(1))
+    (tmp_path / "file").touch()
+    sentence = refused(caribou("import", source, *options(), home=tmp_path / "file"))
+    assert "Not a directory" in sentence or "File exists" in sentence
+    assert "CARIBOU_HOME" in sentence

@@ -19,6 +19,15 @@ def recording_settings() -> Settings:
     settings = from_environment()
     if settings.disabled:
         raise ConfigurationError("CARIBOU_DISABLED is set, so nothing would be recorded; unset it")
+    if settings.clickhouse_url is None:
+        # With a server the rows would do with memory.
+        try:
+            settings.journal_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"nothing can be kept in {settings.journal_dir}: {error.strerror}; CARIBOU_HOME "
+                "names another folder"
+            ) from None
     return settings
 
 
