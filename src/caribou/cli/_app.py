@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -50,10 +51,34 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         try:
-            return super().resolve_command(ctx, args)
+            found = super().resolve_command(ctx, args)
         except NoSuchCommand as error:
             # Click knows only commands that were imported.
             raise NoSuchCommand(error.command_name, possibilities=_COMMANDS, ctx=ctx) from None
+        if found[1] is not None:
+            _require_text(found[1], found[2])
+        return found
+
+
+def _require_text(command: click.Command, arguments: Sequence[str]) -> None:
+    """Refuse bytes that are no UTF-8 anywhere but in the name of a file: neither rows nor
+    statements can hold them."""
+    options = [p for p in command.params if isinstance(p, click.Option) and not p.is_flag]
+    named = {name: option for option in options for name in option.opts}
+    positional = next((p for p in command.params if isinstance(p, click.Argument)), None)
+    before = ""
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        name = name if name in named else before if before in named else ""
+        before = argument
+        param = named.get(name, positional)
+        if _has_surrogate(argument) and not (param and isinstance(param.type, click.Path)):
+            raise click.UsageError(f"{name or 'an argument'} is not valid UTF-8: {argument!a}")
+
+
+def _has_surrogate(text: str) -> bool:
+    """Whether ``text`` stands for bytes that are no UTF-8."""
+    return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 @click.command(
@@ -79,12 +104,30 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code and never raises."""
     _prepare_output()
     try:
+        if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
+            # Files that are opened would take its place, and get what is printed.
+            return _fail("cannot write the output: standard output is closed", 1)
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except (BrokenPipeError, SystemExit):
+        # Whoever read has gone, which click makes an exit of its own of.
+        _discard_output()
+        return _SIGPIPE
+    except OSError as error:
+        # Whatever else can fail says so itself, in an error of Caribou's.
+        _discard_output()
+        where = "the output" if error.filename is None else error.filename
+        return _fail(f"cannot write {where}: {error.strerror or error}", 1)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
         code: Any = _caribou.main(
             args=None if arguments is None else list(arguments),
             prog_name="caribou",
             standalone_mode=False,
         )
-        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         return _fail(_with_pointer(error))
@@ -98,11 +141,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(first))
     except (KeyboardInterrupt, click.exceptions.Abort):
         return _SIGINT
-    except (BrokenPipeError, SystemExit):
-        # Whoever read has gone, which click makes an exit of its own of. The interpreter must not
-        # complain when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _SIGPIPE
 
 
 def _with_pointer(error: click.ClickException) -> str:
@@ -114,14 +152,24 @@ def _with_pointer(error: click.ClickException) -> str:
     return f"{message}{stop} Try '{error.ctx.command_path} --help'."
 
 
-def _fail(message: str) -> int:
-    sys.stdout.flush()
-    print(f"caribou: {one_line(message, 1000)}", file=sys.stderr)
-    return 2
+def _fail(message: str, code: int = 2) -> int:
+    if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]
+        sys.stdout.flush()
+    with suppress(OSError):
+        print(f"caribou: {one_line(message, 1000)}", file=sys.stderr)
+    return code
+
+
+def _discard_output() -> None:
+    """The interpreter must not complain when it flushes at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _prepare_output() -> None:
-    """An ASCII-only terminal shows what it cannot print as an escape, and is no error."""
+    """An ASCII-only terminal shows what it cannot print as an escape, and is no error; nor is a
+    standard error that is closed."""
+    if sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison]
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import JournalError
+from ..errors import JournalError, StoreError
 from ..journal.owner import host_name, is_alive, network_file_system, owner_folders, read_info
 from ..journal.reader import read_rows, segment_files
 from ..schema import migrate_sync, quote
@@ -56,6 +56,11 @@ class LocalStore(Store):
             self.loaded: Loaded = loader.load(progress)
             self._engine.run(f"USE {quote(database)}")
             self._engine.run("SET readonly = 2")
+        except OSError as error:
+            self._engine.close()
+            raise StoreError(
+                f"rows cannot be loaded into the local store {folder}: {error.strerror}"
+            ) from error
         except BaseException:
             self._engine.close()
             raise
