@@ -60,7 +60,7 @@ def test_every_message_arrives_as_it_was(tmp_path: Path) -> None:
     source = write(tmp_path / "one.json", item(7))
     answer = caribou("import", source, *options(), home=tmp_path)
     assert answer.code == 0, answer.err
-    assert "1 rollouts (8 messages, 2 tool executions, 0 grades)" in answer.out
+    assert "1 rollout (8 messages, 2 tool executions, 0 grades)" in answer.out
     exported = json.loads(caribou("export", home=tmp_path).out)
     expected = [{k: v for k, v in m.items() if k in _KEPT} for m in MESSAGES]
     assert exported["messages"] == expected
@@ -100,12 +100,12 @@ def test_scores_trials_and_metadata(tmp_path: Path) -> None:
         tmp_path / "a.json",
         item(1, reward=0.25),
         item(2, reward=None),
-        item(3),
-        item(4, reward=math.nan),
+        item(3, sometimes=None),
+        item(4, reward=math.nan, sometimes="now"),
     )
     answer = caribou(
         *("import", source, *options(), "--score", "reward", "--trial", "try"),
-        *("--meta", "kind=log[0].role", "--meta", "absent=nowhere", "--json"),
+        *("--meta", "kind=log[0].role", "--meta", "absent=sometimes", "--json"),
         home=tmp_path,
     )
     [summary] = answer.objects
@@ -114,6 +114,25 @@ def test_scores_trials_and_metadata(tmp_path: Path) -> None:
     rows = caribou("sql", sql, "--json", home=tmp_path).objects
     assert [row["score"] for row in rows] == [0.25, None, 1, None]
     assert rows[0]["metadata"] == {"kind": "system", "trial": "3"}
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--score", "rewrad"), "--score 'rewrad' gives nothing in any of 2 items"),
+        (("--trial", "trail"), "--trial 'trail' gives nothing in any of 2 items"),
+        (("--meta", "x=nope"), "--meta x 'nope' gives nothing in any of 2 items"),
+        (("--score", "absent"), "--score 'absent' gives nothing in any of 2 items"),
+    ],
+)
+def test_an_expression_that_finds_nothing_at_all_is_refused(
+    tmp_path: Path, more: tuple[str, ...], says: str
+) -> None:
+    source = write(tmp_path / "a.json", item(1, absent=math.nan), item(2, absent=None))
+    home = tmp_path / "home"
+    sentence = refused(caribou("import", source, *options(), *more, home=home))
+    assert sentence == f"caribou: {says}\n"
+    assert not list(home.rglob("*.ndjson"))
 
 
 def test_jsonl_arrays_and_single_objects_alike(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from .. import (
     trace_run,
 )
 from ..errors import InvalidValue
+from ._format import counted
 from ._options import json_option
 from ._output import note, print_json, progress
 from ._recording import recording_settings, report_unfinished
@@ -85,7 +86,8 @@ def command(
 
     EXPR is a JMESPath expression that is applied to each item of a file, such as traj or
     info.task.id. Messages are OpenAI-style chat; each tool message is logged as the execution of
-    the tool as well. Everything is checked before anything is recorded.
+    the tool as well. Everything is checked before anything is recorded; a score or metadata may be
+    missing from some items, not from all.
     """
     metadata = _metadata_expressions(trial, meta)
     expressions = Expressions(
@@ -99,6 +101,7 @@ def command(
     counts = Counter(rollouts=0, messages=0, tool_executions=0, grades=0)
     try:
         total = sum(1 for _ in read_rollouts(sources, expressions))
+        expressions.require_found(total)
     except KeyboardInterrupt:
         note("caribou: interrupted while reading; nothing was recorded.")
         raise click.Abort from None
@@ -119,8 +122,10 @@ def command(
         )
     else:
         print(
-            f"Imported {counts['rollouts']:,} rollouts ({counts['messages']:,} messages,"
-            f" {counts['tool_executions']:,} tool executions, {counts['grades']:,} grades)"
+            f"Imported {counted(counts['rollouts'], 'rollout')}"
+            f" ({counted(counts['messages'], 'message')},"
+            f" {counted(counts['tool_executions'], 'tool execution')},"
+            f" {counted(counts['grades'], 'grade')})"
             f" into run {run} in {seconds:.1f} s."
         )
         note(f"They are listed by: caribou traces --run {run}")

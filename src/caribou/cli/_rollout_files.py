@@ -16,6 +16,7 @@ from jmespath.exceptions import JMESPathError
 
 from .. import trace_run
 from ..errors import InvalidValue
+from ._format import counted
 
 __all__ = ["Expressions", "Rollout", "Source", "read_rollouts"]
 
@@ -67,10 +68,12 @@ class Rollout:
 
 
 class _Expression:
-    """A compiled JMESPath expression that knows which option it came from."""
+    """A compiled JMESPath expression that knows which option it came from, and whether it has
+    ``found`` anything."""
 
     def __init__(self, option: str, text: str) -> None:
         self.label = f"{option} {text!r}"
+        self.found = False
         try:
             self._compiled: Any = jmespath.compile(text)
         except JMESPathError as error:
@@ -81,10 +84,12 @@ class _Expression:
     def find(self, item: Any) -> Any:
         """What the expression finds in ``item``; None when there is nothing."""
         try:
-            return self._compiled.search(item)
+            value = self._compiled.search(item)
         except JMESPathError as error:
             reason = str(error).split("\n")[0]
             raise InvalidValue(f"{self.label} cannot be applied: {reason}") from None
+        self.found = self.found or (value is not None and value == value)
+        return value
 
 
 class Expressions:
@@ -141,6 +146,17 @@ class Expressions:
             score=self._find_score(item),
             metadata={name: value for name, value in found.items() if value is not None},
         )
+
+    def require_found(self, items: int) -> None:
+        """To be called after all ``items``.
+
+        Raises:
+            InvalidValue: a part that an item may lack was in none of them, which is a slip.
+        """
+        for expression in (self._score, *self._metadata.values()):
+            if expression is not None and not expression.found:
+                some = "the item" if items == 1 else f"any of {counted(items, 'item')}"
+                raise InvalidValue(f"{expression.label} gives nothing in {some}")
 
     def _find_score(self, item: Any) -> float | None:
         if self._score is None:
