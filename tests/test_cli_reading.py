@@ -286,7 +286,7 @@ def test_sql_without_rows_is_an_empty_array(home: Path) -> None:
         ("traces", "--status", "fine"),
         ("traces", "--step", "-1"),
         ("traces", "--limit", "0"),
-        ("export", "--run", "absent"),
+        ("export", "--run", "absent", "-o", "no-file.jsonl"),
         ("export", "--format", "parquet"),
         ("export", "-o", "no/such/folder/file"),
         ("fly",),
@@ -367,10 +367,25 @@ caribou.shutdown()
         ]
 
 
-@pytest.mark.parametrize("command", [("runs",), ("traces",), ("show", "ab"), ("export",)])
-def test_an_empty_store_says_how_to_begin(tmp_path: Path, command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("command", ["runs", "traces", "export"])
+def test_an_empty_store_says_how_to_begin(tmp_path: Path, command: str) -> None:
     with open_journal(tmp_path):
-        assert "caribou demo" in refused(caribou(*command, home=tmp_path))
+        for arguments in ((command,), (command, "--json")):
+            answer = caribou(*arguments, home=tmp_path)
+            assert answer.code == 0
+            assert "caribou demo" in answer.err
+            assert answer.err.count("\n") == 1
+        assert answer.objects == []
+        assert "caribou demo" in refused(caribou("show", "ab", "--json", home=tmp_path))
+
+
+@pytest.mark.parametrize("command", ["traces", "export"])
+def test_where_nothing_matches_the_answer_is_empty(home: Path, command: str) -> None:
+    answer = caribou(command, "--run", "absent", "--json", home=home)
+    assert (answer.code, answer.out, answer.err) == (0, "[]\n", "caribou: no trace matches\n")
+    answer = caribou(command, "--run", "absent", home=home)
+    assert (answer.code, answer.err) == (0, "caribou: no trace matches\n")
+    assert answer.out.count("\n") == (1 if command == "traces" else 0)
 
 
 def test_export_gives_chat_messages_back(home: Path) -> None:

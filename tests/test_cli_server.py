@@ -86,7 +86,7 @@ def test_migrate_makes_the_tables_once(door: DoorServer, database: str, tmp_path
     assert all(set(row) == {"migration"} for row in first)
     assert caribou("migrate", "--json", home=tmp_path, **env).objects == []
     assert "up to date" in caribou("migrate", home=tmp_path, **env).out
-    assert "no traces yet" in refused(caribou("runs", home=tmp_path, **env))
+    assert "no traces yet" in caribou("runs", home=tmp_path, **env).err
 
 
 def test_migrate_can_be_printed_without_a_server(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def test_it_follows_a_running_process_without_the_engine(tmp_path: Path) -> None
             write_rows(journal, "traces", summary | {"start_time": "1790000000.5"})
             [row] = read(tail, 1)
             assert (row["table"], row["status"]) == ("traces", "COMPLETED")
+            assert row["start_time"] == "2026-09-21T14:13:20.500000000Z"
             assert interrupted(tail) == (0, "")
 
 

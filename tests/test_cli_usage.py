@@ -93,7 +93,7 @@ def test_an_export_without_a_match_writes_nothing_in_any_format(home: Path, tmp_
         assert "caribou demo" in refused(caribou(*arguments, home=tmp_path / "empty"))
     answer = caribou("export", "--format", "parquet", "-o", str(file), home=home)
     assert (answer.code, answer.out) == (0, "")
-    assert answer.err == f"1 traces written to {file}\n"
+    assert answer.err == f"1 trace written to {file}\n"
 
 
 @pytest.mark.parametrize("command", ["runs", "migrate"])

@@ -10,11 +10,12 @@ import click
 from ..errors import StoreError
 from ..store import Row, Store
 from ._conversation import parsed
+from ._format import counted
 from ._options import Filters, filter_options, json_option
 from ._output import note, print_json, progress, without_noise
 from ._show_command import by_root
 from ._sql_command import binary_output
-from ._store import no_traces, opened_store
+from ._store import no_traces, note_empty, opened_store
 from ._text import json_text
 
 __all__ = ["command"]
@@ -74,7 +75,8 @@ def command(form: str, output: Path | None, filters: Filters, as_json: bool) -> 
     """Write traces as chat messages with scores.
 
     One trace a line (or row, in Parquet): trace_id, run_id, datapoint_id, messages in OpenAI's
-    chat form, score, metadata and more. --json prints the same objects as one array.
+    chat form, score, metadata and more. --json prints the same objects as one array. Where no
+    trace matches, no FILE is written.
     """
     if form == "parquet" and (as_json or output is None):
         raise click.UsageError("Parquet is binary: give a file with -o FILE, without --json")
@@ -85,14 +87,17 @@ def command(form: str, output: Path | None, filters: Filters, as_json: bool) -> 
         if form == "parquet":
             [found] = store.rows(_COUNT.format(where=where), parameters)
             count = found["traces"]
-            _require(count, store)
+            _require_some(count, store)
             answer = store.query(_PARQUET.format(where=where), parameters, format="Parquet")
             with binary_output(output) as file:
                 file.write(answer)
         else:
             traces = store.rows(_TRACES.format(where=where), parameters)
             count = len(traces)
-            _require(count, store)
+            if output is not None:
+                _require_some(count, store)
+            elif not count:
+                note_empty(store)
             if as_json:
                 print_json(_conversations(store, traces))
                 return
@@ -101,11 +106,11 @@ def command(form: str, output: Path | None, filters: Filters, as_json: bool) -> 
                     file.write(json_text(line).encode() + b"\n")
                     update(done, count)
     if output is not None:
-        note(f"{count:,} traces written to {output}")
+        note(f"{counted(count, 'trace')} written to {output}")
 
 
-def _require(count: int, store: Store) -> None:
-    """Raises StoreError if there is nothing to export."""
+def _require_some(count: int, store: Store) -> None:
+    """Raises StoreError if there is nothing to write a file of."""
     if count:
         return
     if not store.rows("SELECT 1 FROM traces LIMIT 1"):

@@ -10,7 +10,7 @@ from ..store import Store
 from . import _format as fmt
 from ._options import json_option
 from ._output import Column, Row, print_table
-from ._store import no_traces, opened_store
+from ._store import note_empty, opened_store
 
 __all__ = ["COLUMNS", "command", "find_runs"]
 
@@ -79,5 +79,5 @@ def command(limit: int, as_json: bool) -> None:
     with opened_store() as store:
         rows = find_runs(store, limit)
         if not rows:
-            raise no_traces(store)
+            note_empty(store)
     print_table(COLUMNS, rows, json=as_json)

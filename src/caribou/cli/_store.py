@@ -15,7 +15,7 @@ from ._format import counted
 from ._output import note, progress
 from ._owners import servers_waited_for
 
-__all__ = ["no_traces", "opened_store", "with_interrupted"]
+__all__ = ["no_traces", "note_empty", "opened_store", "with_interrupted"]
 
 
 @contextmanager
@@ -82,3 +82,11 @@ def no_traces(store: Store) -> StoreError:
     return StoreError(
         f"no traces yet in the {store.description}; record some, or try `caribou demo`"
     )
+
+
+def note_empty(store: Store) -> None:
+    """Tell why an answer is empty, which is an answer all the same."""
+    if store.rows("SELECT 1 FROM traces LIMIT 1"):
+        note("caribou: no trace matches")
+    else:
+        note(f"caribou: {no_traces(store)}")

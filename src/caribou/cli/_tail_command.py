@@ -120,12 +120,7 @@ def _show_rich(table: str, row: Row) -> None:
 
 
 def _clock(row: Row) -> str:
-    stamp = str(row.get("end_time") or row.get("start_time") or "")
-    try:
-        # Journal lines hold seconds since the epoch, the server's answers ISO times.
-        return time.strftime("%H:%M:%S", time.gmtime(float(stamp)))
-    except ValueError:
-        return stamp[11:19]
+    return str(row.get("end_time") or row.get("start_time") or "")[11:19]
 
 
 def _summary(table: str, row: Row) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from ..store import Store
 from . import _format as fmt
 from ._options import Filters, filter_options, json_option
 from ._output import Column, Row, in_terminal, note, print_table
-from ._store import no_traces, opened_store, with_interrupted
+from ._store import note_empty, opened_store, with_interrupted
 
 __all__ = ["command", "find_traces", "print_traces"]
 
@@ -60,14 +60,10 @@ def command(filters: Filters, limit: int, as_json: bool) -> None:
     """List traces, the latest first."""
     with opened_store() as store:
         rows = find_traces(store, filters, limit)
-        if not rows and not store.rows("SELECT 1 FROM traces LIMIT 1"):
-            raise no_traces(store)
+        if not rows:
+            note_empty(store)
         if not as_json:
             rows = with_interrupted(store, rows)
     print_traces(rows, json=as_json)
-    if as_json or not in_terminal():
-        return
-    if not rows:
-        note("No trace matches.")
-    elif len(rows) == limit:
+    if len(rows) == limit and in_terminal() and not as_json:
         note(f"The latest {limit} are shown; --limit shows more. One of them: caribou show ID")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -17,7 +19,10 @@ _TABLES = ("traces", "spans")
 
 
 class JournalFollower:
-    """Reads spans and trace summaries of every owner below ``journal``, dead or alive."""
+    """Reads spans and trace summaries of every owner below ``journal``, dead or alive.
+
+    Times are ISO 8601 text in UTC, as a store gives them.
+    """
 
     def __init__(self, journal: Path) -> None:
         self._journal = journal
@@ -42,7 +47,7 @@ class JournalFollower:
                     continue
                 data = read_rows(segment, start)
                 positions[segment.path] = start + len(data)
-                rows += ((segment.table, row) for row in decoded(data))
+                rows += ((segment.table, _with_iso_times(row)) for row in decoded(data))
         self._positions = positions
         return sorted(rows, key=_moment)
 
@@ -54,6 +59,20 @@ def decoded(data: bytes) -> Iterator[Row]:
             yield msgspec.json.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError):
             continue
+
+
+def _with_iso_times(row: Row) -> Row:
+    return row | {key: _iso(row[key]) for key in ("start_time", "end_time") if key in row}
+
+
+def _iso(stamp: Any) -> Any:
+    """Seconds since the epoch, as in a journal's line, as a date and time with nanoseconds."""
+    seconds, _, fraction = str(stamp).partition(".")
+    try:
+        second = datetime.fromtimestamp(int(seconds), UTC)
+    except (ValueError, OverflowError, OSError):
+        return stamp
+    return f"{second:%Y-%m-%dT%H:%M:%S}.{fraction:0<9.9}Z"
 
 
 def _moment(item: tuple[str, Row]) -> str:
