@@ -56,8 +56,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 def without_engine(folder: Path) -> dict[str, str]:
     """A variable that makes the embedded engine as good as not installed."""
-    # A module that cannot be imported stands before the real one.
-    (folder / "chdb.py").write_text("raise ImportError('not here')\n")
+    (folder / "sitecustomize.py").write_text("import sys\nsys.modules['chdb'] = None\n")
     before = os.environ.get("PYTHONPATH")
     return {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder), before)))}
 

@@ -101,12 +101,6 @@ def test_a_switched_off_library_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_the_missing_engine_is_a_warning(tmp_path: Path) -> None:
-    # An import system in which there is no such module.
-    (tmp_path / "sitecustomize.py").write_text(
-        "import importlib.util as u\n"
-        "real = u.find_spec\n"
-        "u.find_spec = lambda name, *a: None if name == 'chdb' else real(name, *a)\n"
-    )
     code, found = checks(tmp_path / "home", **without_engine(tmp_path))
     assert code == 0
     assert found["extra local"]["status"] == "warning"

@@ -46,6 +46,12 @@ def sql_from(text: bytes, home: Path) -> subprocess.CompletedProcess[bytes]:
         (("exprot",), "Did you mean 'export'"),
         (("traces", "--limt", "3"), "--limit"),
         (("traces", "--score", "0.8..0.2"), "write 0.2..0.8"),
+        (("traces", "--score", "2"), "'2' is outside 0..1"),
+        (("traces", "--score", "-1..0.5"), "is outside 0..1"),
+        (("traces", "--status", "interrupted"), "stored as PENDING"),
+        (("show", ""), "TRACE_ID: it must not be empty"),
+        (("sql", "SELECT 1", "--format", "parquet", "--json"), "--json and --format parquet"),
+        (("sql", "SELECT 1", "--format", "csv", "--json"), "--json and --format csv"),
     ],
 )
 def test_a_mistake_says_where_to_look(
@@ -81,6 +87,26 @@ def test_a_statement_comes_through_a_pipe(home: Path) -> None:
         assert (answer.returncode, answer.stdout) == (2, b"")
         assert says in answer.stderr.decode()
         assert answer.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("more", [("--json",), ("--format", "json", "-o", "absent.json")])
+def test_columns_of_one_name_are_no_object(home: Path, more: tuple[str, ...]) -> None:
+    sentence = refused(caribou("sql", "SELECT 1 AS n, 2 AS m, 1 AS n", *more, home=home))
+    assert "several columns are named 'n'" in sentence
+    # What is in a value may be anything.
+    sql = """SELECT '{"a":1,"a":2}' AS text, map('b', 1, 'b', 2) AS m"""
+    assert caribou("sql", sql, "--json", home=home).objects[0]["text"] == '{"a":1,"a":2}'
+
+
+def test_what_the_engine_says_of_bytes_is_told(home: Path) -> None:
+    sentence = refused(caribou("sql", "SELECT toInt64(unhex('ff41'))", home=home))
+    # Which of them depends on the version of Python.
+    assert "Cannot parse string '\\xffA'" in sentence or "is not valid text" in sentence
+
+
+def test_a_file_is_written_with_an_option(home: Path) -> None:
+    sentence = refused(caribou("sql", "SELECT 1 INTO OUTFILE 'x'", home=home))
+    assert sentence == "caribou: INTO OUTFILE writes a file, which -o FILE does\n"
 
 
 def test_an_export_without_a_match_writes_nothing_in_any_format(home: Path, tmp_path: Path) -> None:

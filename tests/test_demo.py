@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from commandline import caribou, on_terminal
+from commandline import caribou, on_terminal, refused, without_engine
 
 pytest.importorskip("chdb", reason="the embedded engine is not installed")
 
@@ -69,3 +69,10 @@ def test_its_contents_are_the_same_each_time(tmp_path: Path) -> None:
     both = first.keys() & second.keys()
     assert len(both) > 200
     assert {key: first[key] for key in both} == {key: second[key] for key in both}
+
+
+def test_without_the_engine_it_says_so_before_it_records(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    sentence = refused(caribou("demo", home=home, **without_engine(tmp_path)))
+    assert "pip install 'caribou-trace[local]'" in sentence
+    assert not list(home.rglob("*.ndjson"))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import click
 
 from .. import FlushResult, flush, shutdown
-from ..store import Store
+from ..store import Store, require_engine
 from ._conversation import print_conversation
 from ._demo_agents import ROLLOUTS, run_training
 from ._options import Filters, json_option
@@ -36,6 +36,9 @@ def command(as_json: bool) -> int:
     traces.
     """
     settings = recording_settings()
+    if settings.clickhouse_url is None:
+        # It could record without, and show nothing.
+        require_engine()
     run_id = time.strftime("demo-%Y%m%d-%H%M%S", time.gmtime())
     began = time.monotonic()
     with progress(f"{ROLLOUTS} rollouts") as update:

@@ -45,10 +45,22 @@ class _ScoreRange(click.ParamType[tuple[float | None, float | None]]):
             bounds = (None, None)
         if bounds == (None, None) or any(b is not None and b != b for b in bounds):
             self.fail(f"{value!r} is not a score or range; write 0.5.. or ..0.3 or 0.2..0.8 or 1")
+        if any(b is not None and not 0 <= b <= 1 for b in bounds):
+            self.fail(f"{value!r} is outside 0..1, where every score is")
         first, last = bounds
         if first is not None and last is not None and first > last:
             self.fail(f"{value!r} runs from high to low; write {high}..{low}")
         return bounds
+
+
+class _Status(click.Choice[str]):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if str(value).upper() == "INTERRUPTED":
+            self.fail(
+                "what is shown as INTERRUPTED is stored as PENDING, as its process died before it"
+                " could say more; write --status pending"
+            )
+        return super().convert(value, param, ctx)
 
 
 class _KeyValue(click.ParamType[tuple[str, str]]):
@@ -146,7 +158,7 @@ def filter_options(command: F) -> F:
         click.option("--step", type=click.IntRange(min=0), metavar="N", help="Of this step."),
         click.option(
             "--status",
-            type=click.Choice(STATUSES, case_sensitive=False),
+            type=_Status(STATUSES, case_sensitive=False),
             multiple=True,
             metavar="STATUS",
             help="With this status; give it again for any of several.",

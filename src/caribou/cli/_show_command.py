@@ -86,6 +86,8 @@ def command(trace_id: str, full: bool, as_json: bool) -> None:
     The beginning of the id is enough. With --json it is an array of the trace's rollouts (one,
     unless several were opened with the same id), each with its records under "spans".
     """
+    if not trace_id.strip():
+        raise click.BadParameter("it must not be empty", param_hint="TRACE_ID")
     with opened_store() as store:
         rollouts = read_trace(store, find_trace(store, trace_id))
         shown = with_interrupted(store, [trace for trace, _ in rollouts])

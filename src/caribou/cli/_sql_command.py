@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,8 @@ def command(statement: str, form: str, output: Path | None, as_json: bool) -> No
     text with a line of names. SQL may be - for standard input.
     """
     sql = require_read_only(_standard_input() if statement == "-" else statement)
+    if as_json and form in ("csv", "parquet"):
+        raise click.UsageError(f"--json and --format {form} are two formats: leave out one")
     form = "json" if as_json else form
     if form == "table" and output is not None:
         raise click.UsageError("a table is for reading; give --format json, csv or parquet with -o")
@@ -64,6 +67,8 @@ def command(statement: str, form: str, output: Path | None, as_json: bool) -> No
         else:
             engine_format = {"json": "JSONEachRow", "csv": "CSVWithNames", "parquet": "Parquet"}
             answer = store.query(sql, format=engine_format[form])
+    if form == "json":
+        _require_names(answer)
     if form == "table":
         _print_answer(answer)
     elif form == "json" and output is None:
@@ -106,6 +111,16 @@ def binary_output(path: Path | None) -> Generator[BinaryIO]:
         raise
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _require_names(answer: bytes) -> None:
+    """Raises StoreError if two columns would be one key of an object."""
+    for line in answer.splitlines()[:1]:
+        pairs: list[tuple[str, Any]] = json.loads(line, object_pairs_hook=list)
+        names = Counter(name for name, _ in pairs)
+        doubled = [name for name, count in names.items() if count > 1]
+        if doubled:
+            raise StoreError(f"several columns are named {doubled[0]!r}: name them apart with AS")
 
 
 def _print_answer(answer: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ._engine import require_engine
 from .base import Parameters, Progress, Row, Store
 from .local import LocalStore
 from .readonly import require_read_only
@@ -18,6 +19,7 @@ __all__ = [
     "Row",
     "Store",
     "open_store",
+    "require_engine",
     "require_read_only",
 ]
 

@@ -8,6 +8,7 @@ name in it stands in front.
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import queue
 import re
@@ -23,11 +24,12 @@ from ..errors import MissingExtra, StoreError
 from ..schema import parameter
 from .base import Parameters
 
-__all__ = ["Engine", "EngineError"]
+__all__ = ["Engine", "EngineError", "require_engine"]
 
 T = TypeVar("T")
 
 _POLL = 0.05
+_MISSING = "reading the local store needs the embedded engine: pip install 'caribou-trace[local]'"
 _CODE = re.compile(r"Code: (\d+)\.\s*(?:DB::Exception: )?")
 
 
@@ -117,13 +119,21 @@ class Engine:
             work()
 
 
+def require_engine() -> None:
+    """Look whether the engine is installed, without the second that its import takes.
+
+    Raises:
+        MissingExtra: it is not.
+    """
+    if importlib.util.find_spec("chdb") is None:
+        raise MissingExtra(_MISSING)
+
+
 def _open_session(path: Path) -> Any:
     try:
         from chdb.session import Session  # pyright: ignore
     except ImportError as error:
-        raise MissingExtra(
-            "reading the local store needs the embedded engine: pip install 'caribou-trace[local]'"
-        ) from error
+        raise MissingExtra(_MISSING) from error
     if "?" in str(path.resolve()):
         # The engine would take what follows for options and put its files somewhere else.
         raise StoreError(f"the engine cannot use {path}: set CARIBOU_HOME to a path without '?'")
@@ -163,8 +173,17 @@ def _take_lock(path: Path, wait: float) -> int:
     return fd
 
 
+def _message(error: BaseException) -> str:
+    """What the engine said. Where it quotes bytes that are no UTF-8, its Python binding fails over
+    them, or says nothing at all."""
+    cause = error if isinstance(error, UnicodeDecodeError) else error.__cause__
+    if isinstance(cause, UnicodeDecodeError):
+        return cause.object.decode("utf-8", "backslashreplace").strip()
+    return str(error).strip() or "the engine refused the statement (its message is not valid text)"
+
+
 def _engine_error(error: Exception) -> EngineError:
-    text = str(error).strip()
+    text = _message(error)
     match = _CODE.search(text)
     if match is None:
         return EngineError(text, 0)

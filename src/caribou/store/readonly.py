@@ -25,7 +25,8 @@ _OPAQUE = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _READS = frozenset({"SELECT", "WITH", "FROM", "SHOW", "DESCRIBE", "DESC", "EXPLAIN", "EXISTS"})
-_WRITES = re.compile(r"\bINSERT\s+INTO\b|\bINTO\s+OUTFILE\b", re.IGNORECASE)
+_OUTFILE = re.compile(r"\bINTO\s+OUTFILE\b", re.IGNORECASE)
+_WRITES = re.compile(r"\bINSERT\s+INTO\b", re.IGNORECASE)
 _FORMAT = re.compile(r"\bFORMAT\s+\w+\s*$", re.IGNORECASE)
 
 
@@ -41,6 +42,8 @@ def require_read_only(sql: str) -> str:
     first = word[0].upper() if word else ""
     if not bare or bare == ";":
         raise StoreError("the SQL statement is empty")
+    if _OUTFILE.search(bare):
+        raise StoreError("INTO OUTFILE writes a file, which -o FILE does")
     if first not in _READS or _WRITES.search(bare):
         raise StoreError(f"only statements that read can be run here, such as SELECT; got {first}")
     if ";" in bare.rstrip("; \n\t"):
