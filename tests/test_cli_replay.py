@@ -90,6 +90,16 @@ def test_an_error_that_changes_is_told(tmp_path: Path) -> None:
             server.server_close()
 
 
+def test_a_server_that_never_answers_is_told_of(tmp_path: Path) -> None:
+    leave_rows(tmp_path)
+    # Connections are made, and nobody takes them.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        answer = caribou("replay", "--timeout", "0.5", home=tmp_path, CLICKHOUSE_URL=url)
+    assert answer.code == 1
+    assert f"safe in the journal. No answer came from {url}, database caribou\n" in answer.err
+
+
 class _Unavailable(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))

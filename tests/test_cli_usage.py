@@ -134,6 +134,14 @@ def test_a_server_that_refuses_the_connection_is_one_plain_sentence(
     assert sentence == f"caribou: {url}/caribou: cannot be reached: connection refused\n"
 
 
+def test_a_server_that_never_answers_is_one_plain_sentence(tmp_path: Path) -> None:
+    # Connections are made, and nobody takes them.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        sentence = refused(caribou("runs", home=tmp_path, CLICKHOUSE_URL=url))
+    assert sentence.startswith(f"caribou: {url}/caribou: connected, but no answer within 10 s")
+
+
 def test_a_database_that_is_not_there_is_one_plain_sentence(
     door: DoorServer, database: str, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from support.faultproxy import Answer, FaultProxy
+from support.faultproxy import Answer, BlackHole, FaultProxy
 from support.servers import DoorServer
 
 from caribou.errors import ConfigurationError, StoreError
@@ -91,6 +91,15 @@ async def test_a_server_that_is_not_there_is_named(proxy: FaultProxy) -> None:
     async with open_reader(proxy.url, "default") as reader:
         with pytest.raises(StoreError, match=f"127.0.0.1:{proxy.port}"):
             await reader.query("SELECT 1")
+
+
+async def test_a_server_that_never_answers_is_named(proxy: FaultProxy) -> None:
+    proxy.fault(BlackHole(), every=True)
+    async with open_reader(proxy.url, "default") as reader:
+        with pytest.raises(StoreError, match=f"127.0.0.1:{proxy.port}.*no answer within 0.2 s"):
+            await reader.ping(0.2)
+        proxy.clear()
+        await reader.ping()
 
 
 async def test_a_malformed_address_is_refused() -> None:

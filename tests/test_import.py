@@ -299,6 +299,24 @@ def test_an_interrupted_import_says_how_far_it_came(tmp_path: Path) -> None:
     assert int(said[1].replace(",", "")) == ends
 
 
+def test_it_says_what_it_waits_for(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.json", item(1))
+    with socket.socket() as taken:
+        # Bound and not listening: connections are refused.
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        home = tmp_path / "home"
+        with running("import", source, *options(), home=home, CLICKHOUSE_URL=url) as process:
+            assert process.stderr is not None
+            lines = iter(process.stderr.readline, "")
+            assert f"Waiting up to 60 s for {url}, database caribou, to take the rows.\n" in lines
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    assert "interrupted; 1 of 1 rollouts were recorded in full" in err
+    assert "safe in the journal; `caribou replay` delivers them" in err
+
+
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     assert "cannot be read" in refused(caribou("import", str(tmp_path), *options(), home=tmp_path))
 

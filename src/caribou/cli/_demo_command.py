@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 import click
 
-from .. import FlushResult, flush, shutdown
+from .. import FlushResult
+from .._settings import Settings
 from ..store import Store, require_engine
 from ._conversation import print_conversation
 from ._demo_agents import ROLLOUTS, run_training
 from ._options import Filters, json_option
-from ._output import in_terminal, note, print_json, print_table, progress
-from ._recording import recording_settings, report_unfinished
+from ._output import in_terminal, print_json, print_table, progress
+from ._recording import deliver, recording_settings, report_unfinished
 from ._runs_command import COLUMNS, find_runs
 from ._show_command import read_trace
 from ._store import opened_store
@@ -23,8 +24,6 @@ from ._traces_command import find_traces, print_traces
 __all__ = ["command"]
 
 _DELIVERY_SECONDS = 10.0
-# Without a word.
-_PATIENCE_SECONDS = 2.0
 
 
 @click.command()
@@ -42,7 +41,7 @@ def command(as_json: bool) -> int:
     run_id = time.strftime("demo-%Y%m%d-%H%M%S", time.gmtime())
     began = time.monotonic()
     with progress(f"{ROLLOUTS} rollouts") as update:
-        result = asyncio.run(_record(run_id, update))
+        result = asyncio.run(_record(settings, run_id, update))
     seconds = time.monotonic() - began
     if not result.complete:
         # The server cannot show what it does not have.
@@ -59,7 +58,9 @@ def command(as_json: bool) -> int:
     return report_unfinished(result)
 
 
-async def _record(run_id: str, update: Callable[[int, int], None]) -> FlushResult:
+async def _record(
+    settings: Settings, run_id: str, update: Callable[[int, int], None]
+) -> FlushResult:
     done = 0
 
     def one_done() -> None:
@@ -68,9 +69,7 @@ async def _record(run_id: str, update: Callable[[int, int], None]) -> FlushResul
         update(done, ROLLOUTS)
 
     await run_training(run_id, one_done)
-    if not (await flush(_PATIENCE_SECONDS)).complete:
-        note(f"Waiting up to {_DELIVERY_SECONDS:.0f} s for the server to take the rows.")
-    return await shutdown(_DELIVERY_SECONDS)
+    return await deliver(settings, _DELIVERY_SECONDS)
 
 
 def _print_tour(store: Store, run_id: str) -> None:

@@ -21,15 +21,15 @@ from .. import (
     configure,
     flush,
     log,
-    shutdown,
     stats,
     trace_run,
 )
+from .._settings import Settings
 from ..errors import InvalidValue
 from ._format import counted
 from ._options import json_option
 from ._output import note, print_json, progress
-from ._recording import recording_settings, report_unfinished
+from ._recording import deliver, recording_settings, report_unfinished
 from ._rollout_files import Expressions, Rollout, Source, read_rollouts
 
 __all__ = ["command"]
@@ -93,7 +93,7 @@ def command(
     expressions = Expressions(
         messages=messages, datapoint=datapoint, score=score, metadata=metadata
     )
-    recording_settings()
+    settings = recording_settings()
     about = {"run_id": run, "env_name": env, "model_name": model, "phase": phase}
     # Checks them; nothing is recorded before it is entered.
     trace_run({**about, "datapoint_id": "any"})
@@ -109,11 +109,17 @@ def command(
     try:
         with progress("Importing") as update:
             rollouts = read_rollouts(sources, expressions)
-            result = asyncio.run(_import(rollouts, about, counts, partial(update, total=total)))
+            shown = partial(update, total=total)
+            result = asyncio.run(_import(settings, rollouts, about, counts, shown))
     except KeyboardInterrupt:
         done = counts["rollouts"]
         rest = ", those under way as ABORTED" if done < total else ""
         note(f"caribou: interrupted; {done:,} of {total:,} rollouts were recorded in full{rest}.")
+        if settings.clickhouse_url is not None:
+            note(
+                "caribou: rows that are not delivered yet are safe in the journal;"
+                " `caribou replay` delivers them."
+            )
         raise click.Abort from None
     seconds = time.monotonic() - began
     if as_json:
@@ -143,6 +149,7 @@ def _metadata_expressions(trial: str | None, meta: Sequence[str]) -> dict[str, s
 
 
 async def _import(
+    settings: Settings,
     rollouts: Iterator[Rollout],
     about: Mapping[str, Any],
     counts: Counter[str],
@@ -162,7 +169,7 @@ async def _import(
     async with asyncio.TaskGroup() as group:
         for _ in range(_CONCURRENCY):
             group.create_task(worker())
-    return await shutdown(_DELIVERY_SECONDS)
+    return await deliver(settings, _DELIVERY_SECONDS)
 
 
 async def _log_rollout(rollout: Rollout, about: Mapping[str, Any], counts: Counter[str]) -> None:

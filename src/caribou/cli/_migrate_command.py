@@ -54,6 +54,7 @@ async def _migrate(settings: Settings, cluster: str | None, replicated: bool) ->
 
     reader = server_reader(settings, read_only=False)
     try:
+        await reader.ping()
         return await migrate(
             reader.execute,
             database=settings.clickhouse_database,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from .. import FlushResult
+from .. import FlushResult, flush, shutdown
 from .._settings import Settings, from_environment
 from ..errors import ConfigurationError
 from ._output import note
 
-__all__ = ["recording_settings", "report_unfinished"]
+__all__ = ["deliver", "recording_settings", "report_unfinished"]
+
+# Without a word.
+_PATIENCE_SECONDS = 2.0
 
 
 def recording_settings() -> Settings:
@@ -29,6 +32,14 @@ def recording_settings() -> Settings:
                 "names another folder"
             ) from None
     return settings
+
+
+async def deliver(settings: Settings, seconds: float) -> FlushResult:
+    """End the recording: wait for the server to take the rows, and say so if it takes long."""
+    if not (await flush(_PATIENCE_SECONDS)).complete:
+        server = f"{settings.clickhouse_url}, database {settings.clickhouse_database},"
+        note(f"Waiting up to {seconds:.0f} s for {server} to take the rows.")
+    return await shutdown(seconds)
 
 
 def report_unfinished(result: FlushResult) -> int:

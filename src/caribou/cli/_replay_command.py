@@ -55,7 +55,7 @@ def command(timeout: float, as_json: bool) -> int:
             result = None
     if result is None:
         if shown.latest is not None:
-            note(_stopped("Interrupted", shown.latest))
+            note(_stopped("Interrupted", shown.latest, target))
         return 130
     if as_json:
         print_json([{name: getattr(result, name) for name in _COUNTS}])
@@ -67,7 +67,7 @@ def command(timeout: float, as_json: bool) -> int:
             f" {result.delivered:,} delivered, {result.pending:,} pending, {result.dead:,} refused."
         )
     if result.pending:
-        note(_stopped(f"Stopped after {timeout:g} s", result))
+        note(_stopped(f"Stopped after {timeout:g} s", result, target))
     if result.dead:
         note("What was refused is kept in dead letters; `caribou doctor` shows them.")
     return 1 if result.pending or result.dead else 0
@@ -100,8 +100,12 @@ class _Shown:
             note(_how_far(state))
 
 
-def _stopped(why: str, state: ReplayResult) -> str:
-    reason = f". The last error: {state.last_error}" if state.last_error else ""
+def _stopped(why: str, state: ReplayResult, target: str) -> str:
+    reason = ""
+    if state.last_error:
+        reason = f". The last error: {state.last_error}"
+    elif not state.delivered:
+        reason = f". No answer came from {target}"
     return f"{why}: {_how_far(state)}, safe in the journal{reason}"
 
 

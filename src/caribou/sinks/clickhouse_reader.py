@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,21 @@ class ClickHouseReader:
             StoreError: the server refused or could not be reached; says why.
         """
         return await self._request(sql, {})
+
+    async def ping(self, seconds: float = 10.0) -> None:
+        """Wait for any answer at all, which takes no server long: a query may.
+
+        Raises:
+            StoreError: none came within ``seconds``, or the server could not be reached.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self.execute("SELECT 1")
+        except TimeoutError:
+            raise StoreError(
+                f"{self.target}: connected, but no answer within {seconds:g} s; is it ClickHouse's"
+                " HTTP port?"
+            ) from None
 
     async def aclose(self) -> None:
         """Close the connections."""

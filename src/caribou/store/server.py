@@ -52,6 +52,7 @@ class ServerStore(Store):
         self._timeout = timeout
         self._reader = server_reader(settings, timeout=timeout)
         self._plain = False
+        self._answers = False
         self._runner = asyncio.Runner()
         self._open = True
 
@@ -83,6 +84,9 @@ class ServerStore(Store):
 
     def _ask(self, sql: str, parameters: Parameters | None, format: str) -> bytes:
         async def ask() -> bytes:
+            if not self._answers:
+                await self._reader.ping()
+                self._answers = True
             return await self._reader.query(sql, parameters, format)
 
         return self._runner.run(ask())
