@@ -61,6 +61,30 @@ def test_a_narrow_listing_of_traces_has_what_matters_whole(home: Path, columns: 
     assert {"COMPLETED", "0.500"} <= set(row.split())
 
 
+RUNS = """
+import caribou.sync as caribou
+for name in ("alpha", "beta"):
+    for number in range(12):
+        with caribou.trace_run({"datapoint_id": f"checkout-flow-{number}", "phase": "train",
+                                "step_number": 3, "run_id": f"nightly-2026-11-02-{name}"}):
+            caribou.log(caribou.ToolExecution(name="look", arguments={}, error="lost"))
+            caribou.log(caribou.Message(role="assistant", content="Hi", input_tokens=5000,
+                                        output_tokens=100, cost_usd=0.1))
+            caribou.log(caribou.Grade(score=0.5, grader_name="exact"))
+caribou.shutdown()
+"""
+
+
+@pytest.mark.parametrize(("command", "columns"), [("runs", 40), ("runs", 80), ("traces", 80)])
+def test_runs_can_be_told_apart(tmp_path: Path, command: str, columns: int) -> None:
+    record(tmp_path, RUNS)
+    assert caribou("runs", home=tmp_path).code == 0
+    shown = lines_of(command, home=tmp_path, columns=columns)
+    assert "Score" in shown[0].split()
+    cells = {cell for line in shown for cell in line.split() if cell.startswith("nightly")}
+    assert cells == {"nightly-2026-11-02-alpha", "nightly-2026-11-02-beta"}
+
+
 @pytest.mark.parametrize("columns", [30, 40])
 def test_where_no_table_fits_rows_are_printed_as_lines(home: Path, columns: int) -> None:
     shown = lines_of("sql", "SELECT * FROM traces ORDER BY trace_id", home=home, columns=columns)

@@ -115,10 +115,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         _discard_output()
         return _SIGPIPE
     except OSError as error:
-        # Whatever else can fail says so itself, in an error of Caribou's.
+        reason = error.strerror or str(error)
+        if error.filename is not None:
+            return _fail(f"{error.filename}: {reason}")
+        # Whatever else can fail without a name says so itself, in an error of Caribou's.
         _discard_output()
-        where = "the output" if error.filename is None else error.filename
-        return _fail(f"cannot write {where}: {error.strerror or error}", 1)
+        return _fail(f"cannot write the output: {reason}", 1)
 
 
 def _run(arguments: Sequence[str] | None) -> int:

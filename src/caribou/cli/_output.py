@@ -54,10 +54,11 @@ class Column:
     """One column of a listing. ``key`` is its name in JSON and in a pipe, ``title`` in a terminal,
     where ``show`` turns the value into text.
 
-    A column with a ``width`` holds text that may be cut, to that width and shorter. Where a
-    terminal is too narrow, columns are left out in the order of ``leave_out``, 1 first; those
-    are left out as well when no row has anything there. Where that is not enough, each row is
-    printed as lines of its own.
+    A column with a ``width`` holds text that may be cut, to that width and shorter; one that is
+    ``whole`` only when there is nothing left to leave out, as ids often differ in their ends.
+    Where a terminal is too narrow, columns are left out in the order of ``leave_out``, 1 first;
+    those are left out as well when no row has anything there. Where that is not enough, each row
+    is printed as lines of its own.
     """
 
     key: str
@@ -65,6 +66,7 @@ class Column:
     show: Callable[[Any], str] = str
     right: bool = False
     width: int | None = None
+    whole: bool = False
     style: Callable[[Any], str] | str = ""
     leave_out: int = 0
 
@@ -180,7 +182,8 @@ def _widths(columns: Sequence[Column], cells: dict[str, list[Text]], room: int) 
             continue
         natural = max(cell_len(text) for text in (c.title, *(t.plain for t in cells[c.key])))
         wanted[c.key] = natural if c.width is None else min(natural, max(c.width, len(c.title)))
-        widths[c.key] = wanted[c.key] if c.width is None else min(wanted[c.key], _CUT_TO)
+        cut = c.width is not None and not c.whole
+        widths[c.key] = min(wanted[c.key], _CUT_TO) if cut else wanted[c.key]
     for rank in sorted({c.leave_out for c in columns if c.leave_out}):
         if _spare(widths, room) >= 0:
             break

@@ -40,15 +40,15 @@ LIMIT {limit:UInt64}
 """
 
 COLUMNS = (
-    Column("run_id", "Run", style="bold", width=40),
+    Column("run_id", "Run", style="bold", width=40, whole=True),
     Column("phase", "Phase", leave_out=2),
-    Column("traces", "Traces", fmt.count, right=True),
+    Column("traces", "Traces", fmt.count, right=True, leave_out=13),
     Column("datapoints", "Datapoints", fmt.count, right=True, leave_out=1),
     Column("steps", "Steps", fmt.some, right=True, leave_out=6),
-    Column("completed", "Done", fmt.some, right=True),
+    Column("completed", "Done", fmt.some, right=True, leave_out=11),
     Column("pending", "Pending", fmt.some, right=True, leave_out=9),
     Column("interrupted", "Interrupted", fmt.some, right=True, style="yellow", leave_out=10),
-    Column("failed", "Failed", fmt.some, right=True, style="red"),
+    Column("failed", "Failed", fmt.some, right=True, style="red", leave_out=12),
     Column("mean_score", "Score", fmt.score, right=True),
     Column("mean_turns", "Turns", fmt.mean, right=True, leave_out=5),
     Column("mean_duration_ms", "Duration", fmt.duration, right=True, leave_out=7),

@@ -25,18 +25,18 @@ LIMIT {{limit:UInt64}}
 
 _COLUMNS = (
     Column("trace_id", "Trace", lambda value: str(value)[:12], style="bold"),
-    Column("run_id", "Run", width=28, leave_out=5),
-    Column("step_number", "Step", right=True, leave_out=9),
+    Column("run_id", "Run", width=40, whole=True, leave_out=9),
+    Column("step_number", "Step", right=True, leave_out=8),
     Column("datapoint_id", "Datapoint", width=24, leave_out=10),
     Column("status", "Status", style=fmt.status_style),
     Column("score", "Score", fmt.score, right=True, style=fmt.score_style),
-    Column("turns", "Turns", fmt.count, right=True, leave_out=6),
-    Column("tool_calls", "Tools", fmt.some, right=True, leave_out=7),
+    Column("turns", "Turns", fmt.count, right=True, leave_out=5),
+    Column("tool_calls", "Tools", fmt.some, right=True, leave_out=6),
     Column("tool_errors", "Errors", fmt.some, right=True, style="red", leave_out=4),
     Column("input_tokens", "Tokens in", fmt.some, right=True, leave_out=1),
     Column("output_tokens", "out", fmt.some, right=True, leave_out=1),
     Column("cost_usd", "Cost", fmt.cost, right=True, leave_out=3),
-    Column("duration_ms", "Duration", fmt.duration, right=True, leave_out=8),
+    Column("duration_ms", "Duration", fmt.duration, right=True, leave_out=7),
     Column("start_time", "Start", fmt.minute, leave_out=2),
 )
 
