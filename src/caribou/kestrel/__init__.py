@@ -1,0 +1,3 @@
+"""Kestrel: where runs, steps, datapoints and their rollouts are found."""
+
+from __future__ import annotations

@@ -1,0 +1,261 @@
+"""Reading a request as its route says: every refusal names the field, what was given and what is
+allowed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, get_args, get_type_hints
+
+import msgspec
+from aiohttp import web
+
+from .backend import Backend
+from .problems import Problem
+from .routing import Call, Query, Route
+
+__all__ = ["read_call", "read_cursor", "write_cursor"]
+
+LONGEST_TEXT: Final = 1024
+LARGEST_INTEGER: Final = 2**63 - 1
+_BODY_SECONDS: Final = 30.0  # for a body to arrive
+_MOST_PARAMETERS: Final = 100
+_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,19}")
+_NUMBER: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+_PLACE: Final = re.compile(r"^(.*?)(?: - at `\$?\.?(.*)`)?$", re.DOTALL)
+_NAMED: Final = re.compile(r"(?:required|unknown) field `(.*)`", re.DOTALL)
+_GOT: Final = re.compile(r"^Expected (.*?)(?:, got .*)?$", re.DOTALL)
+_FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
+
+
+async def read_call(request: web.Request, route: Route, backend: Backend) -> Call:
+    """The request, checked and converted.
+
+    Raises:
+        Problem: a part of it is not what the route takes.
+    """
+    parts = {part.name: part for part in route.parts}
+    path = {
+        name: _convert(parts.get(name) or Query(name), text)
+        for name, text in request.match_info.items()
+    }
+    query = _read_query(request, route.query)
+    body = None if route.body is None else await _read_body(request, route.body)
+    return Call(request=request, backend=backend, path=path, query=query, body=body)
+
+
+def write_cursor(kind: str, values: Sequence[Any]) -> str:
+    """An opaque cursor for the list ``kind`` that goes on after ``values``: str, int, float, None
+    or datetime."""
+    return base64.urlsafe_b64encode(msgspec.json.encode([kind, *values])).rstrip(b"=").decode()
+
+
+def read_cursor(text: str, kind: str, types: Sequence[Any]) -> list[Any]:
+    """The values that :func:`write_cursor` was given, each of the type told.
+
+    Raises:
+        Problem: it is not a cursor, or is one of another list or another order.
+    """
+    try:
+        raw = base64.urlsafe_b64decode(text.encode() + b"=" * (-len(text) % 4))
+        found: list[Any] = msgspec.json.decode(raw, type=list[Any])
+        if len(found) != len(types) + 1 or found[0] != kind:
+            raise ValueError
+        return [
+            msgspec.convert(value, expected)
+            for value, expected in zip(found[1:], types, strict=True)
+        ]
+    except (ValueError, RecursionError, msgspec.MsgspecError):
+        raise Problem(
+            400,
+            "this cursor does not belong to this list in this order",
+            field="cursor",
+            given=text,
+            allowed="the next_cursor of the page before, with the same filters and sort",
+            hint="leave cursor out to begin again",
+        ) from None
+
+
+def _read_query(request: web.Request, known: Sequence[Query]) -> dict[str, Any]:
+    exact = {query.name: query for query in known if not query.prefix}
+    prefixes = [query for query in known if query.prefix]
+    values: dict[str, Any] = {name: [] if q.many else q.default for name, q in exact.items()}
+    values |= {query.name: {} for query in prefixes}
+    if len(request.query) > _MOST_PARAMETERS:
+        raise Problem(400, "too many query parameters", allowed=f"at most {_MOST_PARAMETERS}")
+    seen: set[str] = set()
+    for name, text in request.query.items():
+        query = exact.get(name) or next((q for q in prefixes if _below(q, name)), None)
+        if query is None:
+            raise Problem(
+                400,
+                "this query parameter is not known here",
+                field=name,
+                given=text,
+                allowed=sorted(f"{q.name}KEY" if q.prefix else q.name for q in known),
+            )
+        if name in seen and not query.many:
+            raise Problem(
+                400, "this query parameter is given more than once", field=name, allowed="one value"
+            )
+        seen.add(name)
+        value = _convert(query, text, name)
+        if query.prefix:
+            values[query.name][name.removeprefix(query.name)] = value
+        elif query.many:
+            values[name].append(value)
+        else:
+            values[name] = value
+    return values
+
+
+def _below(query: Query, name: str) -> bool:
+    return name.startswith(query.name) and len(name) > len(query.name) and "\0" not in name
+
+
+def _convert(query: Query, text: str, name: str = "") -> Any:
+    value, allowed = _CONVERT[query.kind](text)
+    low, high = query.minimum, query.maximum
+    if low is not None or high is not None:
+        allowed = f"{allowed} {_range(low, high)}"
+    if query.choices:
+        allowed = list(query.choices)
+    if (
+        value is None
+        or (low is not None and value < low)
+        or (high is not None and value > high)
+        or (query.choices and value not in query.choices)
+    ):
+        raise Problem(
+            400,
+            "this value cannot be used",
+            field=name or query.name,
+            given=text,
+            allowed=allowed,
+        )
+    return value
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is None:
+        return f"up to {high}"
+    return f"from {low} up" if high is None else f"from {low} to {high}"
+
+
+def _text(text: str) -> tuple[str | None, Any]:
+    usable = len(text) <= LONGEST_TEXT and text.isprintable() | ("\0" not in text)
+    return text if usable else None, f"at most {LONGEST_TEXT} characters, none of them NUL"
+
+
+def _integer(text: str) -> tuple[int | None, Any]:
+    number = int(text) if _INTEGER.fullmatch(text) else None
+    if number is not None and abs(number) > LARGEST_INTEGER:
+        number = None
+    return number, "a whole number of 64 bits"
+
+
+def _number(text: str) -> tuple[float | None, Any]:
+    number = float(text) if _NUMBER.fullmatch(text) else math.nan
+    return number if math.isfinite(number) else None, "a number"
+
+
+def _time(text: str) -> tuple[datetime | None, Any]:
+    allowed = "a time as in 2026-01-31T12:00:00Z (UTC when it names no zone)"
+    try:
+        time = datetime.fromisoformat(text)
+        time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None, allowed
+    # What the tables' columns can hold.
+    return time if 1900 <= time.year <= 2261 else None, allowed
+
+
+def _flag(text: str) -> tuple[bool | None, Any]:
+    return _FLAGS.get(text.lower()), ["true", "false"]
+
+
+_CONVERT: Final[Mapping[str, Any]] = {
+    "text": _text,
+    "integer": _integer,
+    "number": _number,
+    "time": _time,
+    "flag": _flag,
+}
+
+
+async def _read_body(request: web.Request, expected: Any) -> Any:
+    if request.content_type != "application/json":
+        raise Problem(
+            415,
+            "the body is not said to be JSON",
+            field="Content-Type",
+            given=request.headers.get("Content-Type", ""),
+            allowed="application/json",
+        )
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            raw = await request.read()
+    except TimeoutError:
+        raise Problem(
+            408, "the body did not arrive in time", allowed=f"within {_BODY_SECONDS:g} seconds"
+        ) from None
+    try:
+        return msgspec.json.decode(raw, type=expected)
+    except msgspec.ValidationError as error:
+        raise _refusal(str(error), raw, expected) from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise Problem(
+            400, f"the body is not JSON: {reason}", field="body", allowed="one JSON object in UTF-8"
+        ) from None
+
+
+def _refusal(message: str, raw: bytes, expected: Any) -> Problem:
+    """Say what msgspec says with the field, what was there and what could be."""
+    reason, place = (group or "" for group in _PLACE.fullmatch(message).groups())  # type: ignore[union-attr]
+    steps = [step or index for step, index in re.findall(r"([^.\[\]]+)|\[(\d*)\]", place)]
+    named = _NAMED.search(reason)
+    if named is not None:
+        known = _fields(expected, steps)
+        missing = "required" in reason
+        return Problem(
+            400,
+            f"{'a field is missing' if missing else 'a field is not known here'}",
+            field=".".join([*steps, named[1]]),
+            allowed="required" if missing else known,
+        )
+    got = _GOT.search(reason)
+    return Problem(
+        400,
+        "this value cannot be used",
+        field=".".join(steps) or "body",
+        given=_at(raw, steps),
+        allowed=got[1] if got else reason,
+    )
+
+
+def _fields(expected: Any, steps: Sequence[str]) -> list[str]:
+    """The fields of the struct at ``steps``."""
+    for step in steps:
+        if step.isdigit():
+            continue
+        expected = get_type_hints(expected).get(step)
+        while expected is not None and not hasattr(expected, "__struct_fields__"):
+            expected = next(iter(get_args(expected)), None)
+    return sorted(getattr(expected, "__struct_fields__", ()))
+
+
+def _at(raw: bytes, steps: Sequence[str]) -> Any:
+    value: Any = msgspec.json.decode(raw)
+    for step in steps:
+        if isinstance(value, list) and step.isdigit():
+            value = value[int(step)]  # pyright: ignore[reportUnknownVariableType]
+        elif isinstance(value, dict):
+            value = value.get(step)  # pyright: ignore
+        else:
+            return msgspec.UNSET
+    return value  # pyright: ignore[reportUnknownVariableType]
