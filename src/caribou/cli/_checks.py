@@ -182,7 +182,7 @@ def _owners(settings: Settings) -> Iterator[Check]:
 
 def _measure(folder: Path, info: OwnerInfo, owners: _Owners) -> None:
     owners.count += 1
-    if not info.sinks:
+    if info.local:
         owners.stored += sum(segment.committed() for segment in segment_files(folder))
     waits = False
     for sink, target, segment, start in undelivered(folder, info):
