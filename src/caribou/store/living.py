@@ -54,8 +54,8 @@ class OpenRollouts:
         self._journal = journal
         self._dead: set[str] = set()
         self._living: dict[str, _Owner] = {}
-        self.interrupted: set[str] = set()
-        """The root span ids of rollouts that stay PENDING for ever."""
+        self.interrupted: frozenset[str] = frozenset()
+        """The root span ids of rollouts that stay PENDING for ever; another set when more do."""
         for folder in owner_folders(journal):
             if may_live(folder) and keeps_rows_here(folder):
                 self._living[folder.name] = _Owner(folder)
@@ -66,7 +66,7 @@ class OpenRollouts:
         """Of the root span ids that the store holds as PENDING, those that no living process began
         are interrupted. Call it once, with what was asked after the object was made."""
         begun = set[str]().union(*(owner.follow() for owner in self._living.values()))
-        self.interrupted.update(set(pending) - begun)
+        self.interrupted = frozenset(set(pending) - begun)
 
     def look(self) -> None:
         """Take note of what began, ended and died since the last time."""
@@ -90,7 +90,9 @@ class OpenRollouts:
             self._end(name)
 
     def _end(self, name: str) -> None:
-        self.interrupted |= self._living.pop(name).open
+        still_open = self._living.pop(name).open
+        if still_open:
+            self.interrupted |= still_open
         self._dead.add(name)
 
 
