@@ -52,6 +52,7 @@ class Intake:
     Attributes:
         rows: taken in so far.
         set_aside: rows that the engine refused, kept as dead letters.
+        interrupted: root span ids of rollouts that the dead left open.
         caught_up: whether everything there was at the start has been taken in.
         failure: why the last look failed, None when it did not.
     """
@@ -63,6 +64,7 @@ class Intake:
         self._rollouts: OpenRollouts | None = None
         self._stop = threading.Event()
         self._seen = time.monotonic()
+        self.interrupted: Set[str] = frozenset()
         self.rows = 0
         self.set_aside = 0
         self.caught_up = False
@@ -72,11 +74,6 @@ class Intake:
     def lag(self) -> float:
         """Seconds: what was written this long ago has been taken in."""
         return time.monotonic() - self._seen
-
-    @property
-    def interrupted(self) -> Set[str]:
-        """Root span ids of rollouts that the dead left open."""
-        return self._rollouts.interrupted if self._rollouts is not None else frozenset()
 
     def run(self) -> None:
         """Look again and again until :meth:`stop`; blocks, so give it a thread."""
@@ -105,12 +102,13 @@ class Intake:
         if self._rollouts is None:
             rollouts = OpenRollouts(self._journal)
             self._load()
-            pending = self._engine.run(_PENDING).decode().split()
-            rollouts.begin(pending)
+            rollouts.begin(self._engine.run(_PENDING).decode().split())
             self._rollouts = rollouts
-            return
-        self._rollouts.look()
-        self._load()
+        else:
+            self._rollouts.look()
+            self._load()
+        # Once their rows can be read.
+        self.interrupted = self._rollouts.interrupted
 
     def _load(self) -> None:
         loaded = self._loader.load(self._progress)
