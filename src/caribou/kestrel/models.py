@@ -11,6 +11,9 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 __all__ = [
+    "LARGEST_BATCH",
+    "LONGEST_ID",
+    "PHASES",
     "Datapoint",
     "DatapointBatch",
     "DatapointItem",
@@ -35,11 +38,12 @@ __all__ = [
 
 T = TypeVar("T")
 
-LONGEST_ID = 512
+LONGEST_ID = 1024
 LARGEST_BATCH = 10_000
 _MOST_TAGS = 100
 
 Phase = Literal["train", "eval", "prod"]
+PHASES = ("train", "eval", "prod")
 _NO_NUL = "^[^\\x00]*$"
 Text = Annotated[str, Meta(max_length=LONGEST_ID, pattern=_NO_NUL)]
 Id = Annotated[str, Meta(min_length=1, max_length=LONGEST_ID, pattern=_NO_NUL)]

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import hmac
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler as Next
+from aiohttp.typedefs import Middleware
 
 from . import routes_live, routes_registry, routes_traces
 from .backend import Backend
+from .openapi import describe
 from .parameters import read_call
 from .problems import Problem, problems_middleware
-from .routing import Route
+from .routing import Call, Route
 
-__all__ = ["API", "BACKEND", "ROUTES", "create_app"]
+__all__ = ["API", "BACKEND", "DOCUMENT", "ROUTES", "create_app"]
 
 API: Final = "/api/v1"
 
 BACKEND: Final = web.AppKey("backend", Backend)
 """The engine of an application."""
 
+
+async def _describe(call: Call) -> dict[str, Any]:
+    return DOCUMENT
+
+
 ROUTES: Final[tuple[Route, ...]] = (
     *routes_registry.routes,
     *routes_traces.routes,
     *routes_live.routes,
+    Route("GET", "/openapi.json", _describe, "This description", answer=dict[str, Any]),
 )
-"""Everything below ``/api/v1`` but its description."""
+"""Everything below ``/api/v1``."""
+
+DOCUMENT: Final = describe(ROUTES, API)
+"""The OpenAPI document."""
 
 # Pages load their script, style and data from here and nothing from anywhere else.
 _HEADERS: Final = {
@@ -77,7 +88,7 @@ def _serve(route: Route) -> Next:
     return serve
 
 
-def _key_check(api_key: str | None) -> Next:
+def _key_check(api_key: str | None) -> Middleware:
     expected = None if api_key is None else api_key.encode()
 
     @web.middleware

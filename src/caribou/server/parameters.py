@@ -14,13 +14,23 @@ from typing import Any, Final, get_args, get_type_hints
 import msgspec
 from aiohttp import web
 
+from ..kestrel.models import LONGEST_ID
 from .backend import Backend
 from .problems import Problem
 from .routing import Call, Query, Route
 
-__all__ = ["read_call", "read_cursor", "write_cursor"]
+__all__ = [
+    "LARGEST_INTEGER",
+    "LONGEST_TEXT",
+    "TIMES",
+    "as_utc",
+    "read_call",
+    "read_cursor",
+    "write_cursor",
+]
 
-LONGEST_TEXT: Final = 1024
+TIMES: Final = "a time from 1970 to 2261, as in 2026-01-31T12:00:00Z (UTC if it names no zone)"
+LONGEST_TEXT: Final = LONGEST_ID
 LARGEST_INTEGER: Final = 2**63 - 1
 _BODY_SECONDS: Final = 30.0  # for a body to arrive
 _MOST_PARAMETERS: Final = 100
@@ -147,8 +157,12 @@ def _range(low: float | None, high: float | None) -> str:
 
 
 def _text(text: str) -> tuple[str | None, Any]:
-    usable = len(text) <= LONGEST_TEXT and text.isprintable() | ("\0" not in text)
+    usable = len(text) <= LONGEST_TEXT and "\0" not in text
     return text if usable else None, f"at most {LONGEST_TEXT} characters, none of them NUL"
+
+
+def _cursor(text: str) -> tuple[str | None, Any]:
+    return text, "a next_cursor"
 
 
 def _integer(text: str) -> tuple[int | None, Any]:
@@ -163,15 +177,20 @@ def _number(text: str) -> tuple[float | None, Any]:
     return number if math.isfinite(number) else None, "a number"
 
 
-def _time(text: str) -> tuple[datetime | None, Any]:
-    allowed = "a time as in 2026-01-31T12:00:00Z (UTC when it names no zone)"
+def as_utc(time: datetime) -> datetime | None:
+    """The time in UTC, which it is taken for when it names no zone; None if no column holds it."""
     try:
-        time = datetime.fromisoformat(text)
         time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None, allowed
-    # What the tables' columns can hold.
-    return time if 1900 <= time.year <= 2261 else None, allowed
+    except OverflowError:
+        return None
+    return time if 1970 <= time.year <= 2261 else None
+
+
+def _time(text: str) -> tuple[datetime | None, Any]:
+    try:
+        return as_utc(datetime.fromisoformat(text)), TIMES
+    except ValueError:
+        return None, TIMES
 
 
 def _flag(text: str) -> tuple[bool | None, Any]:
@@ -180,6 +199,7 @@ def _flag(text: str) -> tuple[bool | None, Any]:
 
 _CONVERT: Final[Mapping[str, Any]] = {
     "text": _text,
+    "cursor": _cursor,
     "integer": _integer,
     "number": _number,
     "time": _time,

@@ -29,7 +29,7 @@ __all__ = ["LARGEST_PAGE", "PAGE", "Call", "Handler", "Query", "Route"]
 
 LARGEST_PAGE = 1000
 
-Kind = Literal["text", "integer", "number", "time", "flag"]
+Kind = Literal["text", "cursor", "integer", "number", "time", "flag"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Query:
 
     Attributes:
         name: as it stands in the URL; in ``call.query`` as well.
-        kind: what it is: ``call.query`` holds a str, int, float, datetime in UTC, or bool.
+        kind: what it is: ``call.query`` holds a str, str, int, float, datetime in UTC, or bool.
         description: for the OpenAPI document.
         choices: the texts that are allowed, all when empty.
         minimum: of a number, included.
@@ -62,7 +62,7 @@ class Query:
 
 PAGE = (
     Query("limit", "integer", "Items a page", minimum=1, maximum=LARGEST_PAGE, default=100),
-    Query("cursor", description="`next_cursor` of the page before; left out for the first"),
+    Query("cursor", "cursor", "`next_cursor` of the page before; left out for the first"),
 )
 """The parameters of every list."""
 
