@@ -26,6 +26,7 @@ _COMMANDS = (
     "tail",
     "import",
     "export",
+    "serve",
     "replay",
     "migrate",
     "doctor",

@@ -1,15 +1,15 @@
 """What rollouts do as they do it, for any number of readers at the cost of one.
 
-One task asks the store for what came in since it last asked, as long as anybody follows. A position
-is a moment on the store's clock, in milliseconds: everything that came in up to it has been told. It
-means the same to another instance of the service and after a restart.
+One task asks the store for what came in since it last asked, as long as anybody follows. A
+position is a moment on the store's clock, in milliseconds: everything that came in up to it has
+been told. It means the same to another instance of the service and after a restart.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -175,7 +175,7 @@ class Live:
         return len(self._followers)
 
     @contextmanager
-    def follower(self, wanted: Filter) -> Iterator[Follower]:
+    def follower(self, wanted: Filter) -> Generator[Follower]:
         """Take part. :meth:`begin` says where it starts.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -10,11 +11,14 @@ from typing import Final
 
 from aiohttp import web
 
+from ..errors import StoreError
 from .live import Batch, Filter, Follower, Full, Live, mark
 from .problems import Problem
 from .routing import Call, Query, Route
 
 __all__ = ["LIVE", "add_live", "routes"]
+
+_log = logging.getLogger("caribou.server")
 
 LIVE: Final = web.AppKey("live", Live)
 """What tells an application's followers."""
@@ -76,9 +80,16 @@ async def _stream(
                 async with asyncio.timeout(_SLOWEST):
                     await response.write(b"".join(parts))
                 parts = [await anext(events)]
-    except (StopAsyncIteration, TimeoutError, ConnectionError):
-        # Let go or gone; either way the last position that was read takes the reader on.
-        return response
+    except TimeoutError:
+        # Nothing more can be sent to it, not even the end.
+        if request.transport is not None:
+            request.transport.abort()
+    except StoreError as error:
+        _log.warning("a reader of the live stream is let go: %s", error)
+    except (StopAsyncIteration, ConnectionError):
+        pass
+    # However it ended, the last position that was read takes the reader on.
+    return response
 
 
 async def _events(

@@ -1,0 +1,265 @@
+"""``caribou serve``: one process that runs Kestrel until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from .._settings import Settings
+from ..errors import ConfigurationError, StoreError
+from .app import create_app
+from .backend import Backend
+from .embedded import EmbeddedBackend, Intake
+from .live import Live
+from .metrics import MEDIA_TYPE, Metric, Metrics
+from .problems import Problem
+from .remote import RemoteBackend
+from .routes_live import add_live
+from .routes_pages import add_pages
+
+__all__ = ["run"]
+
+_log = logging.getLogger("caribou.server")
+
+_IDLE: Final = 30.0  # seconds that a connection may ask for nothing, or not take its answer
+_SHUTDOWN: Final = 5.0  # seconds that requests under way are given at the end
+_READY: Final = 5.0  # seconds for the store to answer whether it is there
+_LONGEST_LINE: Final = 16 << 10  # bytes of a request's first line; longer queries are told so
+_FILES: Final = 65_536
+_BACKLOG: Final = 1024
+# Servers' clocks differ, and an insert is seen some time after it marked its rows.
+_SERVER_OVERLAP: Final = 5.0
+
+
+def run(settings: Settings, host: str, port: int, announce: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        settings: where the rows are, and the key.
+        host: the address to listen on; any but this machine's own needs a key.
+        port: 0 for one that is free.
+        announce: is told the URL and where the rows are once it listens.
+
+    Raises:
+        ConfigurationError: it would listen to others without a key.
+        MissingExtra: the embedded engine is needed and not installed.
+        StoreError: the store is taken or cannot be opened.
+        OSError: the address cannot be listened on.
+    """
+    if not _is_loopback(host) and settings.kestrel_api_key is None:
+        raise ConfigurationError(
+            f"--host {host} lets other machines in: set KESTREL_API_KEY to the key they must have"
+        )
+    _allow_many_connections()
+    # Before the store is opened: that takes longer, and may be for nothing.
+    with _listen(host, port) as listener:
+        asyncio.run(_serve(settings, listener, announce))
+
+
+async def _serve(
+    settings: Settings, listener: socket.socket, announce: Callable[[str], None]
+) -> None:
+    stop = _stopped_by_signals()
+    backend = await _open(settings)
+    try:
+        app = _application(settings, backend)
+        connections = _Connections()
+        app.middlewares.insert(0, connections.middleware)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            keepalive_timeout=_IDLE,
+            shutdown_timeout=_SHUTDOWN,
+            max_line_size=_LONGEST_LINE,
+        )
+        await runner.setup()
+        try:
+            await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+            watch = asyncio.create_task(connections.watch(runner))
+            announce(f"Kestrel listens on {_url(listener)} ({backend.description})")
+            await stop.wait()
+            watch.cancel()
+        finally:
+            await runner.cleanup()
+    finally:
+        await backend.aclose()
+
+
+async def _open(settings: Settings) -> Backend:
+    if settings.clickhouse_url is not None:
+        return RemoteBackend(settings)
+    return await EmbeddedBackend.open(
+        settings.home / "store", settings.journal_dir, settings.clickhouse_database
+    )
+
+
+def _application(settings: Settings, backend: Backend) -> web.Application:
+    app = create_app(backend, api_key=settings.kestrel_api_key)
+    intake = backend.intake if isinstance(backend, EmbeddedBackend) else None
+    live = Live(backend, overlap=0.0 if intake is not None else _SERVER_OVERLAP)
+    metrics = Metrics()
+    app.middlewares.insert(0, metrics.middleware)
+    if settings.kestrel_api_key is None:
+        app.middlewares.append(_own_names)
+
+    async def healthy(_: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def ready(_: web.Request) -> web.Response:
+        reason = await _unready(backend, intake)
+        if reason is not None:
+            return web.json_response({"status": "unavailable", "reason": reason}, status=503)
+        return web.json_response({"status": "ready"})
+
+    async def show_metrics(_: web.Request) -> web.Response:
+        text = metrics.text(_gauges(live, intake))
+        return web.Response(body=text.encode(), headers={"Content-Type": MEDIA_TYPE})
+
+    app.router.add_get("/healthz", healthy)
+    app.router.add_get("/readyz", ready)
+    app.router.add_get("/metrics", show_metrics)
+    add_live(app, live)
+    add_pages(app)
+    return app
+
+
+async def _unready(backend: Backend, intake: Intake | None) -> str | None:
+    """Why the service cannot do its work now."""
+    if intake is not None and intake.failure is not None:
+        return "the journals cannot be taken in; the service's log says why"
+    if intake is not None and not intake.caught_up:
+        return "the journals that were there at the start are being taken in"
+    try:
+        async with asyncio.timeout(_READY):
+            await backend.rows("SELECT 1 AS one")
+    except (StoreError, TimeoutError):
+        return "the store does not answer"
+    return None
+
+
+def _gauges(live: Live, intake: Intake | None) -> Iterator[Metric]:
+    yield "kestrel_live_clients", "gauge", "Readers of the live stream.", live.followers
+    yield "kestrel_live_dropped_total", "counter", "Readers that were too slow.", live.dropped
+    if intake is not None:
+        yield "kestrel_intake_lag_seconds", "gauge", "Age of what is taken in.", intake.lag
+        yield "kestrel_intake_rows_total", "counter", "Journal rows taken in.", intake.rows
+        yield (
+            "kestrel_intake_set_aside_total",
+            "counter",
+            "Journal rows that the engine refused.",
+            intake.set_aside,
+        )
+    yield "process_resident_memory_bytes", "gauge", "Memory in use.", _resident()
+
+
+def _resident() -> int:
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        # The most it ever was, where the system does not tell how much it is.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+@web.middleware
+async def _own_names(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Without a key only this machine's names are answered to: a page of another site may have its
+    name point here and ask in the reader's browser."""
+    host = request.host
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    if not _is_loopback(name):
+        raise Problem(
+            421,
+            "without an API key only this machine's own names are answered to",
+            field="Host",
+            given=host,
+            allowed=["localhost", "127.0.0.1", "[::1]"],
+            hint="set KESTREL_API_KEY for the service to be reached by other names",
+        )
+    return await handler(request)
+
+
+class _Connections:
+    """Drops those on which nothing is asked, whose request does not arrive, or whose answer is not
+    taken. A request that is being worked on has time limits of its own."""
+
+    def __init__(self) -> None:
+        self._busy: set[Any] = set()
+        self._idle_since: dict[Any, float] = {}
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        connection = request.protocol
+        self._busy.add(connection)
+        try:
+            return await handler(request)
+        finally:
+            self._busy.discard(connection)
+            self._idle_since[connection] = time.monotonic()
+
+    async def watch(self, runner: web.AppRunner) -> None:
+        """Look every few seconds, for ever."""
+        while True:
+            await asyncio.sleep(_IDLE / 6)
+            now = time.monotonic()
+            idle: dict[Any, float] = {}
+            for connection in runner.server.connections if runner.server is not None else ():
+                if connection in self._busy:
+                    continue
+                since = idle[connection] = self._idle_since.get(connection, now)
+                if now - since > _IDLE and connection.transport is not None:
+                    connection.transport.abort()
+            self._idle_since = idle
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _stopped_by_signals() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; the second ends the process as if nobody listened."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def end() -> None:
+        stop.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+    for number in signals:
+        loop.add_signal_handler(number, end)
+    return stop
+
+
+def _allow_many_connections() -> None:
+    """Each is a file, of which processes are often allowed but 1024 unless they ask for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
