@@ -13,6 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 __all__ = [
     "LARGEST_BATCH",
     "LONGEST_ID",
+    "ONE_PROJECT",
     "PHASES",
     "Datapoint",
     "DatapointBatch",
@@ -48,6 +49,9 @@ _NO_NUL = "^[^\\x00]*$"
 Text = Annotated[str, Meta(max_length=LONGEST_ID, pattern=_NO_NUL)]
 Id = Annotated[str, Meta(min_length=1, max_length=LONGEST_ID, pattern=_NO_NUL)]
 Tags = Annotated[list[Id], Meta(max_length=_MOST_TAGS)]
+Time = Annotated[datetime, Meta(examples=["2026-01-31T12:00:00Z"])]
+# For the description only; the service says it with the field's name.
+ONE_PROJECT = Meta(extra_json_schema={"not": {"required": ["project", "project_id"]}})
 StepNumber = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
@@ -246,7 +250,7 @@ class RunChanges(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     status: Id | UnsetType = UNSET
     config: dict[str, Any] | UnsetType = UNSET
     tags: Tags | UnsetType = UNSET
-    finished_at: datetime | UnsetType | None = UNSET
+    finished_at: Time | UnsetType | None = UNSET
     finished: Literal[True] | UnsetType = UNSET
     archived: bool | UnsetType = UNSET
 
@@ -292,7 +296,7 @@ class DatapointItem(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class DatapointBatch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Datapoints, of any number of projects."""
 
-    items: Annotated[list[DatapointItem], Meta(max_length=LARGEST_BATCH)]
+    items: Annotated[list[Annotated[DatapointItem, ONE_PROJECT]], Meta(max_length=LARGEST_BATCH)]
 
 
 class Registered(Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 from msgspec import UNSET, Meta, UnsetType, structs
 
 from ..kestrel.models import (
+    ONE_PROJECT,
     PHASES,
     Datapoint,
     DatapointBatch,
@@ -276,7 +277,6 @@ def _no_run(call: Call) -> Any:
     raise not_found("run", "run_id", call.path["run_id"], hint)
 
 
-_NOT_BOTH = Meta(extra_json_schema={"not": {"required": ["project", "project_id"]}})
 _ONE = Meta(extra_json_schema={"oneOf": [{"required": ["project"]}, {"required": ["project_id"]}]})
 _PROJECT = Query("project", description="The project's name; empty for no project")
 _PROJECT_ID = Query("project_id", description="The project's id; empty for no project")
@@ -312,7 +312,7 @@ routes: list[Route] = [
     ),
     Route(
         "POST", "/runs", create_run, "Create a run; the service hands out its id", status=201,
-        body=Annotated[NewRun, _NOT_BOTH], answer=Run, refuses=(404,), headers=_REPEATED,
+        body=Annotated[NewRun, ONE_PROJECT], answer=Run, refuses=(404,), headers=_REPEATED,
     ),
     Route(
         "PUT", "/runs", get_or_create_run, "Get or create a run by its name within a project",
@@ -355,6 +355,6 @@ routes: list[Route] = [
     ),
     Route(
         "PUT", "/datapoints/{datapoint_id}", put_datapoint, "Store one datapoint",
-        body=Annotated[DatapointUpsert, _NOT_BOTH], answer=Datapoint, refuses=(404,),
+        body=Annotated[DatapointUpsert, ONE_PROJECT], answer=Datapoint, refuses=(404,),
     ),
 ]  # fmt: skip
