@@ -45,3 +45,10 @@ export async function get(path, parameters = {}, signal = undefined) {
   const response = await ask(path, parameters, signal, { Accept: "application/json" });
   return response.json();
 }
+
+/** Rings `bell` whenever the live stream says anything, be it a sign of life; until it ends. */
+export async function listen(parameters, signal, bell) {
+  const response = await ask("/live", parameters, signal, { Accept: "text/event-stream" });
+  const reader = response.body.getReader();
+  while (!(await reader.read()).done) bell.ring();
+}

@@ -1,11 +1,15 @@
 // One rollout: what it was about, and its conversation, followed while it runs.
 
-import { get } from "./api.js";
+import { get, Problem } from "./api.js";
 import { Conversation } from "./conversation.js";
+import { Bell, keepListening, pause, seen } from "./live.js";
 import { address, block, cost, count, duration, element, moment, score, status } from "./text.js";
 
 const PAGE = 500;
-const INTERVAL = 1000;
+// Milliseconds. Spans may come to be seen after the summary that ends them.
+const LAST_LOOKS = [0, 2000, 5000];
+
+const RUNNING = "Running: what comes is added as it comes.";
 
 /** The spans of a trace, read page by page; the last page is read again as it grows. */
 class Spans {
@@ -45,19 +49,39 @@ export async function showTrace(main, parameters, signal, speak) {
     speak.say(ended(trace));
     return;
   }
-  body.setAttribute("role", "log");
-  speak.say("Running: what comes is added as it comes.");
-  while (isRunning(trace)) {
-    await pause(INTERVAL, signal);
-    if (document.hidden) continue;
-    // The summary first: what was there when it said "ended" is then in the spans read after it.
+
+  async function look() {
     const now = await get(path, {}, signal);
-    if (!isRunning(now)) spans = new Spans(`${path}/spans`, signal);
-    conversation.show(await spans.read());
     if (JSON.stringify(now) !== JSON.stringify(trace)) head.replaceChildren(...summary(now));
+    conversation.show(await spans.read());
     trace = now;
   }
-  speak.say(ended(trace));
+  body.setAttribute("role", "log");
+  speak.say(RUNNING);
+  const bell = new Bell();
+  keepListening({ trace_id: trace.trace_id }, signal, bell);
+  let failed = false;
+  while (isRunning(trace)) {
+    await bell.wait(signal);
+    await seen(signal);
+    try {
+      await look();
+      if (failed) speak.say(RUNNING);
+      failed = false;
+    } catch (error) {
+      if (!(error instanceof Problem) || (error.status > 0 && error.status < 500)) throw error;
+      speak.complain(new Problem(error.status, `${error.message} Trying again.`));
+      failed = true;
+    }
+  }
+  bell.done();
+  for (const wait of LAST_LOOKS) {
+    await pause(wait, signal);
+    // From the first: a scope that was open is another row now.
+    spans = new Spans(`${path}/spans`, signal);
+    await look();
+    speak.say(ended(trace));
+  }
 }
 
 function isRunning(trace) {
@@ -109,20 +133,4 @@ function summary(trace) {
       ? element("details", {}, element("summary", {}, "Traceback"), block(trace.traceback))
       : null,
   ].filter(Boolean);
-}
-
-/** Resolves after so many milliseconds; rejects as `fetch` does when the signal comes first. */
-function pause(milliseconds, signal) {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(done, milliseconds);
-    function done() {
-      signal.removeEventListener("abort", abort);
-      resolve();
-    }
-    function abort() {
-      clearTimeout(timer);
-      reject(signal.reason);
-    }
-    signal.addEventListener("abort", abort, { once: true });
-  });
 }
