@@ -16,7 +16,7 @@ import caribou.testing
 FUNCTIONS = {
     *("configure", "trace_run", "span", "log", "add_meta", "add_tags", "set_status", "set_error"),
     *("increment_turn", "increment_intra", "set_turn_index", "set_intra_index", "flush"),
-    *("shutdown", "current_trace_id", "stats"),
+    *("shutdown", "current_trace_id", "stats", "get_kestrel_client"),
 }
 TYPES = {
     *("Message", "ToolExecution", "Grade", "Event", "RolloutStatus", "TraceMeta", "FlushResult"),
@@ -24,7 +24,7 @@ TYPES = {
 }
 EXCEPTIONS = {
     *("CaribouError", "InvalidValue", "InvalidType", "ConfigurationError", "JournalError"),
-    *("StoreError", "MissingExtra"),
+    *("StoreError", "MissingExtra", "KestrelError"),
 }
 
 

@@ -37,9 +37,11 @@ from .errors import (
     InvalidType,
     InvalidValue,
     JournalError,
+    KestrelError,
     MissingExtra,
     StoreError,
 )
+from .kestrel.blocking import BlockingKestrelClient, shared_blocking_client
 from .records import Event, Grade, Message, RolloutStatus, ToolExecution, TraceMeta
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "InvalidType",
     "InvalidValue",
     "JournalError",
+    "KestrelError",
     "Message",
     "MissingExtra",
     "RolloutStatus",
@@ -65,6 +68,7 @@ __all__ = [
     "configure",
     "current_trace_id",
     "flush",
+    "get_kestrel_client",
     "increment_intra",
     "increment_turn",
     "log",
@@ -144,6 +148,18 @@ def shutdown(timeout: float = 10.0) -> FlushResult:
     """As :func:`caribou.shutdown`, blocking for at most ``timeout`` seconds."""
     capture = captured()
     return capture.result() if capture is not None else _process.shutdown_blocking(timeout)
+
+
+def get_kestrel_client() -> BlockingKestrelClient:
+    """As :func:`caribou.get_kestrel_client`, with calls that block; also in a thread whose event
+    loop is running.
+
+    Raises:
+        MissingExtra: there is a service, and httpx is not installed.
+        ConfigurationError: a variable of the environment has a value that cannot work.
+    """
+    settings = active()
+    return shared_blocking_client(settings.kestrel_api_url, settings.kestrel_api_key)
 
 
 def _recorder() -> Recorder:
