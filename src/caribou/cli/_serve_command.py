@@ -39,7 +39,7 @@ def command(host: str, port: int) -> int:
     except StoreError as error:
         return _fail(str(error))
     except OSError as error:
-        return _fail(f"cannot listen on {host} port {port}: {error.strerror or error}")
+        return _fail(f"cannot listen on {host} port {port}: {_reason(error)}")
     return 0
 
 
@@ -47,6 +47,11 @@ def _fail(message: str) -> int:
     """The command was right and something is in the way: another exit code than for mistakes."""
     print(f"caribou: {one_line(message, 1000)}", file=sys.stderr)
     return 1
+
+
+def _reason(error: OSError) -> str:
+    # The socket module adds the address, which is said already.
+    return (error.strerror or str(error)).partition(" (while")[0]
 
 
 class _Formatter(logging.Formatter):

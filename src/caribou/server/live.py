@@ -3,6 +3,8 @@
 One task asks the store for what came in since it last asked, as long as anybody follows. A
 position is a moment on the store's clock, in milliseconds: everything that came in up to it has
 been told. It means the same to another instance of the service and after a restart.
+
+A rollout that starts and finishes between two questions is told of as finished only.
 """
 
 from __future__ import annotations

@@ -9,9 +9,8 @@ import resource
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -20,6 +19,7 @@ from .._settings import Settings
 from ..errors import ConfigurationError, StoreError
 from .app import create_app
 from .backend import Backend
+from .connections import Connections
 from .embedded import EmbeddedBackend, Intake
 from .live import Live
 from .metrics import MEDIA_TYPE, Metric, Metrics
@@ -74,13 +74,16 @@ async def _serve(
     backend = await _open(settings)
     try:
         app = _application(settings, backend)
-        connections = _Connections()
+        connections = Connections(_IDLE)
         app.middlewares.insert(0, connections.middleware)
         runner = web.AppRunner(
             app,
             access_log=None,
             keepalive_timeout=_IDLE,
             shutdown_timeout=_SHUTDOWN,
+            # Whoever has gone needs no answer: a place in the stream, or in the engine's queue, is
+            # free again.
+            handler_cancellation=True,
             max_line_size=_LONGEST_LINE,
         )
         await runner.setup()
@@ -189,39 +192,6 @@ async def _own_names(request: web.Request, handler: Handler) -> web.StreamRespon
             hint="set KESTREL_API_KEY for the service to be reached by other names",
         )
     return await handler(request)
-
-
-class _Connections:
-    """Drops those on which nothing is asked, whose request does not arrive, or whose answer is not
-    taken. A request that is being worked on has time limits of its own."""
-
-    def __init__(self) -> None:
-        self._busy: set[Any] = set()
-        self._idle_since: dict[Any, float] = {}
-
-    @web.middleware
-    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        connection = request.protocol
-        self._busy.add(connection)
-        try:
-            return await handler(request)
-        finally:
-            self._busy.discard(connection)
-            self._idle_since[connection] = time.monotonic()
-
-    async def watch(self, runner: web.AppRunner) -> None:
-        """Look every few seconds, for ever."""
-        while True:
-            await asyncio.sleep(_IDLE / 6)
-            now = time.monotonic()
-            idle: dict[Any, float] = {}
-            for connection in runner.server.connections if runner.server is not None else ():
-                if connection in self._busy:
-                    continue
-                since = idle[connection] = self._idle_since.get(connection, now)
-                if now - since > _IDLE and connection.transport is not None:
-                    connection.transport.abort()
-            self._idle_since = idle
 
 
 def _is_loopback(host: str) -> bool:
