@@ -67,6 +67,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation as a site in build/site; any broken link or name fails it."""
+    install(session, "docs", package=".")
+    session.run("mkdocs", "build", "--strict", "--site-dir", "build/site", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Simulated rollouts on the embedded store, and what the command line makes of them."""
     install(session, package=".[local]")
