@@ -1,21 +1,21 @@
 """Reading a request as its route says: every refusal names the field, what was given and what is
-allowed."""
+allowed. And the cursors of lists."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, get_args, get_type_hints
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
 from ..kestrel.models import LONGEST_ID
 from .backend import Backend
+from .bodies import read_body
 from .problems import Problem
 from .routing import Call, Query, Route
 
@@ -32,13 +32,9 @@ __all__ = [
 TIMES: Final = "a time from 1970 to 2261, as in 2026-01-31T12:00:00Z (UTC if it names no zone)"
 LONGEST_TEXT: Final = LONGEST_ID
 LARGEST_INTEGER: Final = 2**63 - 1
-_BODY_SECONDS: Final = 30.0  # for a body to arrive
 _MOST_PARAMETERS: Final = 100
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,19}")
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
-_PLACE: Final = re.compile(r"^(.*?)(?: - at `\$?\.?(.*)`)?$", re.DOTALL)
-_NAMED: Final = re.compile(r"(?:required|unknown) field `(.*)`", re.DOTALL)
-_GOT: Final = re.compile(r"^Expected (.*?)(?:, got .*)?$", re.DOTALL)
 _FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -54,7 +50,7 @@ async def read_call(request: web.Request, route: Route, backend: Backend) -> Cal
         for name, text in request.match_info.items()
     }
     query = _read_query(request, route.query)
-    body = None if route.body is None else await _read_body(request, route.body)
+    body = None if route.body is None else await read_body(request, route.body)
     return Call(request=request, backend=backend, path=path, query=query, body=body)
 
 
@@ -205,77 +201,3 @@ _CONVERT: Final[Mapping[str, Any]] = {
     "time": _time,
     "flag": _flag,
 }
-
-
-async def _read_body(request: web.Request, expected: Any) -> Any:
-    if request.content_type != "application/json":
-        raise Problem(
-            415,
-            "the body is not said to be JSON",
-            field="Content-Type",
-            given=request.headers.get("Content-Type", ""),
-            allowed="application/json",
-        )
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            raw = await request.read()
-    except TimeoutError:
-        raise Problem(
-            408, "the body did not arrive in time", allowed=f"within {_BODY_SECONDS:g} seconds"
-        ) from None
-    try:
-        return msgspec.json.decode(raw, type=expected)
-    except msgspec.ValidationError as error:
-        raise _refusal(str(error), raw, expected) from None
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise Problem(
-            400, f"the body is not JSON: {reason}", field="body", allowed="one JSON object in UTF-8"
-        ) from None
-
-
-def _refusal(message: str, raw: bytes, expected: Any) -> Problem:
-    """Say what msgspec says with the field, what was there and what could be."""
-    reason, place = (group or "" for group in _PLACE.fullmatch(message).groups())  # type: ignore[union-attr]
-    steps = [step or index for step, index in re.findall(r"([^.\[\]]+)|\[(\d*)\]", place)]
-    named = _NAMED.search(reason)
-    if named is not None:
-        known = _fields(expected, steps)
-        missing = "required" in reason
-        return Problem(
-            400,
-            f"{'a field is missing' if missing else 'a field is not known here'}",
-            field=".".join([*steps, named[1]]),
-            allowed="required" if missing else known,
-        )
-    got = _GOT.search(reason)
-    return Problem(
-        400,
-        "this value cannot be used",
-        field=".".join(steps) or "body",
-        given=_at(raw, steps),
-        allowed=got[1] if got else reason,
-    )
-
-
-def _fields(expected: Any, steps: Sequence[str]) -> list[str]:
-    """The fields of the struct at ``steps``."""
-    for step in steps:
-        if step.isdigit():
-            continue
-        expected = get_type_hints(expected).get(step)
-        while expected is not None and not hasattr(expected, "__struct_fields__"):
-            expected = next(iter(get_args(expected)), None)
-    return sorted(getattr(expected, "__struct_fields__", ()))
-
-
-def _at(raw: bytes, steps: Sequence[str]) -> Any:
-    value: Any = msgspec.json.decode(raw)
-    for step in steps:
-        if isinstance(value, list) and step.isdigit():
-            value = value[int(step)]  # pyright: ignore[reportUnknownVariableType]
-        elif isinstance(value, dict):
-            value = value.get(step)  # pyright: ignore
-        else:
-            return msgspec.UNSET
-    return value  # pyright: ignore[reportUnknownVariableType]

@@ -22,7 +22,7 @@ _LONGEST_GIVEN = 200  # characters of what was given that are said back
 MEDIA_TYPE = "application/problem+json"
 
 
-class ProblemDetails(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ProblemDetails(msgspec.Struct, frozen=True, kw_only=True):
     """The body of every refusal."""
 
     title: str
