@@ -12,6 +12,7 @@ import pytest
 import caribou
 import caribou.sync
 import caribou.testing
+from caribou.kestrel import KestrelClient
 
 FUNCTIONS = {
     *("configure", "trace_run", "span", "log", "add_meta", "add_tags", "set_status", "set_error"),
@@ -49,7 +50,8 @@ def test_each_name_is_documented(name: str) -> None:
     thing = getattr(caribou, name)
     assert (inspect.getdoc(thing) or "").strip()
     if name in FUNCTIONS:
-        assert get_type_hints(inspect.unwrap(thing), vars(sys.modules[thing.__module__]))
+        known = {**vars(sys.modules[thing.__module__]), "KestrelClient": KestrelClient}
+        assert get_type_hints(inspect.unwrap(thing), known)
         documented = inspect.getdoc(thing) or ""
         for parameter in inspect.signature(thing).parameters:
             assert parameter in documented, parameter

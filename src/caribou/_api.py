@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from . import _process
 from ._failures import MAX_MESSAGE
@@ -19,8 +19,10 @@ from ._scope import calling_frame, settle
 from ._settings import Redact
 from .delivery.accounting import FlushResult, Stats
 from .errors import InvalidType, InvalidValue
-from .kestrel.client import KestrelClient, shared_client
 from .records import Phase, RolloutStatus, TraceMeta
+
+if TYPE_CHECKING:
+    from .kestrel.client import KestrelClient
 
 __all__ = [
     "Span",
@@ -362,6 +364,9 @@ def get_kestrel_client() -> KestrelClient:
         MissingExtra: there is a service, and httpx is not installed.
         ConfigurationError: a variable of the environment has a value that cannot work.
     """
+    # Late: most programs never ask for it.
+    from .kestrel.client import shared_client
+
     settings = active()
     return shared_client(settings.kestrel_api_url, settings.kestrel_api_key)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from . import _process
 from ._api import (
@@ -41,8 +42,10 @@ from .errors import (
     MissingExtra,
     StoreError,
 )
-from .kestrel.blocking import BlockingKestrelClient, shared_blocking_client
 from .records import Event, Grade, Message, RolloutStatus, ToolExecution, TraceMeta
+
+if TYPE_CHECKING:
+    from .kestrel.blocking import BlockingKestrelClient
 
 __all__ = [
     "CaribouError",
@@ -158,6 +161,9 @@ def get_kestrel_client() -> BlockingKestrelClient:
         MissingExtra: there is a service, and httpx is not installed.
         ConfigurationError: a variable of the environment has a value that cannot work.
     """
+    # Late: most programs never ask for it.
+    from .kestrel.blocking import shared_blocking_client
+
     settings = active()
     return shared_blocking_client(settings.kestrel_api_url, settings.kestrel_api_key)
 

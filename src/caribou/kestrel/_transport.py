@@ -48,6 +48,8 @@ class Bearer:
     """Puts the key into requests. Nothing that is shown holds it."""
 
     def __init__(self, key: str | None) -> None:
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise InvalidValue("key must hold printable ASCII characters only")
         self._header = f"Bearer {key}" if key else None
 
     def __call__(self, request: httpx.Request) -> httpx.Request:
