@@ -27,7 +27,7 @@ def remote_backend(door: DoorServer, database: str = "", **settings: Any) -> Rem
 @asynccontextmanager
 async def serving(app: web.Application) -> AsyncIterator[str]:
     """Serve an application; gives its address."""
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, max_line_size=16 << 10)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
