@@ -109,6 +109,8 @@ def _read_query(request: web.Request, known: Sequence[Query]) -> dict[str, Any]:
                 400, "this query parameter is given more than once", field=name, allowed="one value"
             )
         seen.add(name)
+        if query.kind == "cursor" and not text:
+            continue  # as good as none: the first page
         value = _convert(query, text, name)
         if query.prefix:
             values[query.name][name.removeprefix(query.name)] = value
