@@ -18,7 +18,9 @@ import pytest
 
 from support.waiting import wait_until
 
-_ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key of an element's id, as the standard has it
+_ELEMENT = (
+    "element-6066-11e4-a52e-4f735466cecf"  # the key of an element's id, as the standard has it
+)
 _LIMIT = 60.0  # seconds that one command may take
 # In a container the sandbox has no rights to set itself up, and /dev/shm is small.
 _ARGUMENTS = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
