@@ -42,7 +42,10 @@ GROUP BY step_number ORDER BY step_number
 """
 
 _SCORES: Final = """
-SELECT least(toInt64(floor(greatest(score, 0) * {bins:Int64})), {bins:Int64} - 1) AS bin,
+SELECT
+    -- Asked for apart: whether the least of a number and NULL is NULL differs between versions.
+    if(score IS NULL, NULL,
+        least(toInt64(floor(assumeNotNull(score) * {bins:Int64})), {bins:Int64} - 1)) AS bin,
     count() AS traces, sum(score) AS total
 FROM traces_rows FINAL WHERE {where} GROUP BY bin
 """
