@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from commandline import environment, running
+from commandline import environment
 
 _LIMIT = 30.0
 
@@ -25,9 +25,10 @@ class Service:
         assert process.stdout is not None
         self.process = process
         self.announcement = process.stdout.readline()
-        found = re.match(r"Kestrel listens on (http://127\.0\.0\.1:(\d+)) \(", self.announcement)
+        found = re.match(r"Kestrel listens on http://\S+:(\d+) \(", self.announcement)
         assert found is not None, (self.announcement, process.communicate())
-        self.url, self.port = found[1], int(found[2])
+        self.port = int(found[1])
+        self.url = f"http://127.0.0.1:{self.port}"
 
     def request(
         self, method: str, path: str, body: Any = None, **headers: str
@@ -113,8 +114,18 @@ class Events:
 @contextlib.contextmanager
 def serving(home: Path, *arguments: str, **env: str) -> Iterator[Service]:
     """A service on a port of its own."""
-    with running("serve", "--port", "0", *arguments, home=home, **env) as process:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "caribou", "serve", "--port", "0", *arguments],
+        env=environment(home, **env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
         yield Service(process)
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @contextlib.contextmanager
