@@ -168,6 +168,24 @@ async def test_the_key_is_asked_of_every_call(
     assert KEY not in caplog.text
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/%61pi/v1/projects", "/api%2Fv1/projects", "//api/v1/projects", "/./api/v1/projects",
+        "/x/../api/v1/projects", "/API/v1/projects", "/api/v1/../v1/projects", "api/v1/projects",
+        "http://elsewhere/api/v1/projects", "/api/v1/projects?Authorization=Bearer%20correct",
+    ],
+)  # fmt: skip
+async def test_no_spelling_of_a_path_goes_round_the_key(door: DoorServer, path: str) -> None:
+    async with api(remote_backend(door), api_key=KEY) as client, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        answer = await reader.read()
+        writer.close()
+    assert answer.split()[1] in (b"400", b"401", b"404")
+    assert b"items" not in answer
+
+
 async def test_every_answer_is_kept_from_being_taken_for_a_page(client: httpx.AsyncClient) -> None:
     text = "<script>alert(1)</script>\"'><svg onload=alert(1)> javascript:alert(1)"
     made = await client.post("/projects", json={"name": text})

@@ -43,9 +43,9 @@ PROJECTS: Final = "SELECT project_id, name, created_at FROM projects"
 
 _MIDDLE: Final = 2**63
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-# Parameters travel in the URL, whose length servers and gateways limit.
-_PER_QUERY: Final = 500
-_CHARACTERS_PER_QUERY: Final = 50_000
+# Parameters travel in the URL, of which a server takes a mebibyte.
+_PER_QUERY: Final = 5000
+_CHARACTERS_PER_QUERY: Final = 250_000
 _JSON_COLUMNS: Final = ("config", "data")
 _CONDITIONS: Final = {
     "project_id": "project_id = {project_id:String}",
