@@ -11,12 +11,14 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 from support.kestrel import remote_backend, serving
 from support.servers import DoorServer
 from support.serving import serving as running_service
+from support.waiting import wait_until
 
 import caribou
 import caribou.sync
@@ -268,6 +270,38 @@ async def test_any_kind_of_loop(served: str, anyio_backend: object) -> None:
     client = KestrelClient(served, KEY)
     run = await client.create_run(name=str(anyio_backend))
     assert [found async for found in client.list_runs()] == [run]
+
+
+def test_rollouts_are_found(served: str, tmp_path: Path) -> None:
+    caribou.configure("run", "eval", home=tmp_path / "served")
+    for number in range(3):
+        with caribou.sync.trace_run({"datapoint_id": f"d{number}", "step_number": number}):
+            caribou.add_tags("x", f"t{number}")
+            caribou.add_meta({"trial": number})
+            caribou.log(caribou.Message(role="user", content=f"Elk {number}?"))
+            caribou.log(caribou.Grade(score=number / 2))
+    caribou.sync.flush()
+    client = BlockingKestrelClient(KestrelClient(served, KEY))
+
+    def found(**filters: Any) -> list[str]:
+        return [trace.datapoint_id for trace in client.list_traces(**filters, page_size=2)]
+
+    wait_until(lambda: found(run_id="run", status="COMPLETED", sort="score") == ["d0", "d1", "d2"])
+    assert found(step_min=1, step_max=1, phase="eval") == ["d1"]
+    assert found(tags=["x", "t2"]) == ["d2"]
+    assert found(meta={"trial": 0}) == ["d0"]
+    assert found(meta_min={"trial": 1}, meta_max={"trial": 1.5}) == ["d1"]
+    assert found(score_min=0.4, sort="-score") == ["d2", "d1"]
+    assert found(text="Elk 2") == ["d2"]
+    assert found(start_max=datetime(2020, 1, 1, tzinfo=UTC)) == []
+    [trace] = client.list_traces(datapoint_id="d1")
+    assert client.get_trace(trace.trace_id) == trace
+    assert (trace.score, trace.tags, trace.metadata) == (0.5, ["x", "t1"], {"trial": "1"})
+    spans = list(client.list_spans(trace.trace_id, page_size=1))
+    assert [(span.kind, span.content) for span in spans if span.kind != "trace"] == [
+        ("message", "Elk 1?"),
+        ("grade", None),
+    ]
 
 
 def test_what_is_configured_is_what_is_called(served: str) -> None:

@@ -32,7 +32,7 @@ def test_the_environment_is_read_on_first_use(monkeypatch: pytest.MonkeyPatch) -
         "CLICKHOUSE_DATABASE": "traces",
         "CLICKHOUSE_USER": "agent",
         "CLICKHOUSE_PASSWORD": PASSWORD,
-        "KESTREL_API_URL": "https://kestrel.example/team/",
+        "KESTREL_API_URL": "https://kestrel.example/team/api/v1/",
         "KESTREL_API_KEY": KEY,
         "CARIBOU_HOME": "/h",
         "CARIBOU_TRACE_DEBUG": "yes",

@@ -167,11 +167,12 @@ def _url(value: object) -> tuple[str, str | None, str | None]:
 
 
 def _kestrel_url(value: object) -> str | None:
-    """The URL; None for an empty one, which asks for no Kestrel."""
+    """The URL, without the path of the API should it be there; None for an empty one, which asks
+    for no Kestrel."""
     bare, user, password = _url(value)
     if user is not None or password is not None:
         raise InvalidValue("must not hold credentials; the key goes into KESTREL_API_KEY")
-    return bare or None
+    return bare.removesuffix("/api/v1") or None
 
 
 def _key(value: object) -> str:

@@ -36,12 +36,13 @@ class Calls:
 
         Raises:
             MissingExtra: httpx is not installed.
-            InvalidValue: ``timeout`` or ``retries`` cannot work.
+            InvalidValue: ``key``, ``timeout`` or ``retries`` cannot work.
         """
+        self._url = url
         credentials = Bearer(key)
         # Not in this frame any more when a traceback shows what its variables hold.
         del key
-        self._url = url
+        credentials.check()
         self._transport = Transport(url, credentials, timeout=timeout, retries=retries)
 
     @property

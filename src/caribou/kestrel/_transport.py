@@ -48,9 +48,16 @@ class Bearer:
     """Puts the key into requests. Nothing that is shown holds it."""
 
     def __init__(self, key: str | None) -> None:
-        if key is not None and not (key.isascii() and key.isprintable()):
-            raise InvalidValue("key must hold printable ASCII characters only")
         self._header = f"Bearer {key}" if key else None
+
+    def check(self) -> None:
+        """Refuse a key that no header can carry.
+
+        Raises:
+            InvalidValue: the key is such a one.
+        """
+        if self._header and not (self._header.isascii() and self._header.isprintable()):
+            raise InvalidValue("key must hold printable ASCII characters only")
 
     def __call__(self, request: httpx.Request) -> httpx.Request:
         if self._header is not None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import lru_cache, wraps
 from itertools import islice
 from types import TracebackType
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 
 from ._background import run
 from ._pages import Pages
@@ -104,28 +104,28 @@ class BlockingKestrelClient:
         """Close the connections of blocking calls. The client may be used again."""
         run(self.asynchronous.aclose())
 
-    get_or_create_project = _calls(KestrelClient.get_or_create_project)
-    get_project = _calls(KestrelClient.get_project)
-    list_projects = _lists(KestrelClient.list_projects)
+    get_or_create_project: Final = _calls(KestrelClient.get_or_create_project)
+    get_project: Final = _calls(KestrelClient.get_project)
+    list_projects: Final = _lists(KestrelClient.list_projects)
 
-    create_run = _calls(KestrelClient.create_run)
-    get_or_create_run = _calls(KestrelClient.get_or_create_run)
-    register_run = _calls(KestrelClient.register_run)
-    update_run = _calls(KestrelClient.update_run)
-    archive_run = _calls(KestrelClient.archive_run)
-    get_run = _calls(KestrelClient.get_run)
-    list_runs = _lists(KestrelClient.list_runs)
+    create_run: Final = _calls(KestrelClient.create_run)
+    get_or_create_run: Final = _calls(KestrelClient.get_or_create_run)
+    register_run: Final = _calls(KestrelClient.register_run)
+    update_run: Final = _calls(KestrelClient.update_run)
+    archive_run: Final = _calls(KestrelClient.archive_run)
+    get_run: Final = _calls(KestrelClient.get_run)
+    list_runs: Final = _lists(KestrelClient.list_runs)
 
-    upsert_run_step = _calls(KestrelClient.upsert_run_step)
-    list_run_steps = _lists(KestrelClient.list_run_steps)
+    upsert_run_step: Final = _calls(KestrelClient.upsert_run_step)
+    list_run_steps: Final = _lists(KestrelClient.list_run_steps)
 
-    upsert_datapoint = _calls(KestrelClient.upsert_datapoint)
-    get_datapoint = _calls(KestrelClient.get_datapoint)
-    list_datapoints = _lists(KestrelClient.list_datapoints)
+    upsert_datapoint: Final = _calls(KestrelClient.upsert_datapoint)
+    get_datapoint: Final = _calls(KestrelClient.get_datapoint)
+    list_datapoints: Final = _lists(KestrelClient.list_datapoints)
 
-    get_trace = _calls(KestrelClient.get_trace)
-    list_traces = _lists(KestrelClient.list_traces)
-    list_spans = _lists(KestrelClient.list_spans)
+    get_trace: Final = _calls(KestrelClient.get_trace)
+    list_traces: Final = _lists(KestrelClient.list_traces)
+    list_spans: Final = _lists(KestrelClient.list_spans)
 
     # What is iterated over is the caller's, so it is in the caller's thread.
 
