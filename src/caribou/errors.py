@@ -79,7 +79,7 @@ class KestrelError(CaribouError):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.detail = detail or message
+        self.detail: str = detail or message
         self.field = field
         self.given = given
         self.allowed = allowed
