@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,12 +13,22 @@ import pytest_asyncio
 from support.kestrel import api, remote_backend
 from support.servers import DoorServer
 
+from caribou.server.backend import Backend
+from caribou.server.embedded import EmbeddedBackend
+
 pytestmark = pytest.mark.asyncio
 
 
-@pytest_asyncio.fixture
-async def client(door: DoorServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with api(remote_backend(door)) as client:
+@pytest_asyncio.fixture(params=["server", "embedded"])
+async def client(
+    request: pytest.FixtureRequest, door: DoorServer, tmp_path: Path
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A service over a server, and one over the engine in its own process."""
+    if request.param == "server":
+        backend: Backend = remote_backend(door)
+    else:
+        backend = await EmbeddedBackend.open(tmp_path / "store", tmp_path / "journal", "caribou")
+    async with api(backend) as client:
         yield client
 
 
