@@ -175,6 +175,21 @@ async def test_pages_one_at_a_time(client: KestrelClient) -> None:
 
 
 @pytest.mark.asyncio
+async def test_calls_survive_others_that_are_cancelled_or_close(client: KestrelClient) -> None:
+    await client.get_or_create_project(name="p")
+    calls = [asyncio.create_task(client.list_runs().page()) for _ in range(100)]
+    await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    for call in calls[:50]:
+        call.cancel()
+    await client.aclose()
+    rest = await asyncio.gather(*calls[50:])
+    assert [page.items for page in rest] == [[]] * 50
+    # The places of those cancelled are free again: more calls than there are places.
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(client.list_runs().page() for _ in range(40)))
+
+
+@pytest.mark.asyncio
 async def test_a_refusal_says_what_is_wrong(client: KestrelClient, url: str) -> None:
     with pytest.raises(KestrelError, match="no such run") as refused:
         await client.get_run("absent")
