@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 
@@ -23,7 +24,12 @@ __all__ = ["command"]
     show_default=True,
     help="Port to listen on; 0 for any that is free.",
 )
-def command(host: str, port: int) -> int:
+@click.option(
+    "--clickhouse-port",
+    type=click.IntRange(0, 65535),
+    help="Let tracers of other machines deliver here, as to a ClickHouse server.",
+)
+def command(host: str, port: int, clickhouse_port: int | None) -> int:
     """Run Kestrel: the API and pages over the recorded rollouts, until SIGTERM or Ctrl-C.
 
     Without CLICKHOUSE_URL it keeps the rows in CARIBOU_HOME and takes in what every process on this
@@ -35,11 +41,13 @@ def command(host: str, port: int) -> int:
 
     _log_to_stderr()
     try:
-        run(from_environment(), host, port, lambda text: print(text, flush=True))
+        announce = functools.partial(print, flush=True)
+        run(from_environment(), host, port, announce, clickhouse_port=clickhouse_port)
     except StoreError as error:
         return _fail(str(error))
     except OSError as error:
-        return _fail(f"cannot listen on {host} port {port}: {_reason(error)}")
+        ports = f"{port}" if clickhouse_port is None else f"{port} and {clickhouse_port}"
+        return _fail(f"cannot listen on {host} port {ports}: {_reason(error)}")
     return 0
 
 

@@ -19,7 +19,7 @@ from typing import IO, Final
 import msgspec
 
 from ..errors import CaribouError
-from ..schema import quote, quote_text
+from ..schema import insert_statement, quote, quote_text
 from ..store._engine import Engine
 from ..store._loading import Loader
 from ..store.living import OpenRollouts
@@ -165,23 +165,33 @@ class EmbeddedBackend:
         answer = await asyncio.wrap_future(future)
         return [msgspec.json.decode(line) for line in answer.splitlines()]
 
+    @property
+    def database(self) -> str:
+        """The database that holds the tables."""
+        return self._database
+
     async def insert(self, table: str, rows: Sequence[Row]) -> None:
         """See :meth:`Backend.insert`."""
         if rows:
-            await self.insert_lines(table, msgspec.json.Encoder().encode_lines(rows))
+            staged = await asyncio.to_thread(_staged, msgspec.json.Encoder().encode_lines(rows))
+            # Names come from the code; what the rows hold is in the file.
+            sql = (
+                f"INSERT INTO {quote(self._database)}.{quote(f'{table}_rows')}"
+                f" FROM INFILE {quote_text(staged.name)} FORMAT JSONEachRow"
+            )
+            await self._insert(sql, staged)
 
-    async def insert_lines(self, table: str, lines: bytes) -> None:
-        """Store rows of ``table`` that are JSON already, one a line.
+    async def insert_batch(self, table: str, lines: bytes, batch_id: str) -> None:
+        """Store journal lines of ``table`` that another machine's tracer sent.
 
         Raises:
-            StoreError: the engine refused them.
+            EngineError: the engine refused them.
         """
         staged = await asyncio.to_thread(_staged, lines)
-        # Names come from the code; what the rows hold is in the file.
-        sql = (
-            f"INSERT INTO {quote(self._database)}.{quote(f'{table}_rows')}"
-            f" FROM INFILE {quote_text(staged.name)} FORMAT JSONEachRow"
-        )
+        sql = insert_statement(self._database, table, batch_id, path=staged.name)
+        await self._insert(sql, staged)
+
+    async def _insert(self, sql: str, staged: IO[bytes]) -> None:
         insert = self._engine.submit(sql)
         # Not when this call ends: it may be called off while the engine reads.
         insert.add_done_callback(lambda _: staged.close())

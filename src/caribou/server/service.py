@@ -9,7 +9,8 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from typing import Final
 
 from aiohttp import web
@@ -20,6 +21,7 @@ from ..errors import ConfigurationError, StoreError
 from .app import create_app
 from .backend import Backend
 from .connections import Connections
+from .door import create_door
 from .embedded import EmbeddedBackend, Intake
 from .live import Live
 from .metrics import MEDIA_TYPE, Metric, Metrics
@@ -35,14 +37,21 @@ _log = logging.getLogger("caribou.server")
 _IDLE: Final = 30.0  # seconds that a connection may ask for nothing, or not take its answer
 _SHUTDOWN: Final = 5.0  # seconds that requests under way are given at the end
 _READY: Final = 5.0  # seconds for the store to answer whether it is there
-_LONGEST_LINE: Final = 16 << 10  # bytes of a request's first line; longer queries are told so
+_LONGEST_LINE: Final = 64 << 10  # bytes of a request's first line; an insert at the door is in it
 _FILES: Final = 65_536
 _BACKLOG: Final = 1024
 # Servers' clocks differ, and an insert is seen some time after it marked its rows.
 _SERVER_OVERLAP: Final = 5.0
 
 
-def run(settings: Settings, host: str, port: int, announce: Callable[[str], None]) -> None:
+def run(
+    settings: Settings,
+    host: str,
+    port: int,
+    announce: Callable[[str], None],
+    *,
+    clickhouse_port: int | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
@@ -50,6 +59,8 @@ def run(settings: Settings, host: str, port: int, announce: Callable[[str], None
         host: the address to listen on; any but this machine's own needs a key.
         port: 0 for one that is free.
         announce: is told the URL and where the rows are once it listens.
+        clickhouse_port: where other machines' tracers deliver as to a ClickHouse server; None for
+            no such door.
 
     Raises:
         ConfigurationError: it would listen to others without a key.
@@ -61,42 +72,70 @@ def run(settings: Settings, host: str, port: int, announce: Callable[[str], None
         raise ConfigurationError(
             f"--host {host} lets other machines in: set KESTREL_API_KEY to the key they must have"
         )
+    if clickhouse_port is not None and settings.clickhouse_url is not None:
+        raise ConfigurationError(
+            "--clickhouse-port is for the store of this machine: tracers can deliver to the server"
+            " in CLICKHOUSE_URL themselves"
+        )
     _allow_many_connections()
     # Before the store is opened: that takes longer, and may be for nothing.
-    with _listen(host, port) as listener:
-        asyncio.run(_serve(settings, listener, announce))
+    with ExitStack() as stack:
+        listeners = [
+            stack.enter_context(_listen(host, each))
+            for each in (port, clickhouse_port)
+            if each is not None
+        ]
+        asyncio.run(_serve(settings, listeners, announce))
 
 
 async def _serve(
-    settings: Settings, listener: socket.socket, announce: Callable[[str], None]
+    settings: Settings, listeners: Sequence[socket.socket], announce: Callable[[str], None]
 ) -> None:
     stop = _stopped_by_signals()
     backend = await _open(settings)
     try:
-        app = _application(settings, backend)
-        connections = Connections(_IDLE)
-        app.middlewares.insert(0, connections.middleware)
-        runner = web.AppRunner(
-            app,
-            access_log=None,
-            keepalive_timeout=_IDLE,
-            shutdown_timeout=_SHUTDOWN,
-            # Whoever has gone needs no answer: a place in the stream, or in the engine's queue, is
-            # free again.
-            handler_cancellation=True,
-            max_line_size=_LONGEST_LINE,
-        )
-        await runner.setup()
-        try:
-            await web.SockSite(runner, listener, backlog=_BACKLOG).start()
-            watch = asyncio.create_task(connections.watch(runner))
+        async with AsyncExitStack() as stack:
+            listener, *doors = listeners
+            await _start(stack, _application(settings, backend), listener)
             announce(f"Kestrel listens on {_url(listener)} ({backend.description})")
+            for door in doors:
+                assert isinstance(backend, EmbeddedBackend)
+                app = create_door(backend, api_key=settings.kestrel_api_key)
+                if settings.kestrel_api_key is None:
+                    app.middlewares.append(_own_names)
+                await _start(stack, app, door, auto_decompress=False)
+                announce(f"Tracers deliver to CLICKHOUSE_URL={_url(door)}")
             await stop.wait()
-            watch.cancel()
-        finally:
-            await runner.cleanup()
     finally:
         await backend.aclose()
+
+
+async def _start(
+    stack: AsyncExitStack,
+    app: web.Application,
+    listener: socket.socket,
+    *,
+    auto_decompress: bool = True,
+) -> None:
+    """Answer on ``listener`` until ``stack`` ends."""
+    connections = Connections(_IDLE)
+    app.middlewares.insert(0, connections.middleware)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        keepalive_timeout=_IDLE,
+        shutdown_timeout=_SHUTDOWN,
+        # Whoever has gone needs no answer: a place in the stream, or in the engine's queue, is
+        # free again.
+        handler_cancellation=True,
+        max_line_size=_LONGEST_LINE,
+        auto_decompress=auto_decompress,
+    )
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+    watch = asyncio.create_task(connections.watch(runner))
+    stack.callback(watch.cancel)
 
 
 async def _open(settings: Settings) -> Backend:
