@@ -13,6 +13,7 @@ import pytest
 import schemathesis
 from hypothesis import settings
 from hypothesis import strategies as st
+from schemathesis.checks import negative_data_rejection
 from support.kestrel import remote_backend, serving
 from support.servers import DoorServer
 
@@ -78,7 +79,14 @@ def address(_door: DoorServer) -> Iterator[str]:
 @schema.parametrize()
 @settings(max_examples=8, deadline=None)
 def test_does_what_it_says(case: schemathesis.Case, address: str) -> None:
-    case.call_and_validate(base_url=address, headers=HEADERS)
+    parameters = DOCUMENT["paths"][case.operation.path][case.operation.method.lower()]["parameters"]
+    # In a URL a number is a text, and that is a list of one: what is told of as wrong is not.
+    repeated = any(each["schema"].get("type") in ("array", "object") for each in parameters)
+    case.call_and_validate(
+        base_url=address,
+        headers=HEADERS,
+        excluded_checks=[negative_data_rejection] if repeated else [],
+    )
 
 
 def test_the_document_is_served_and_names_every_route(address: str) -> None:
