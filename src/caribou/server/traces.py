@@ -82,9 +82,11 @@ _COLUMNS: Final = ", ".join(
 )
 _SPAN_COLUMNS: Final = ", ".join(Span.__struct_fields__)
 
-# Traces, in the order of the list, among which metadata or text is looked for before more are.
-_WINDOWS: Final = (2_000, 20_000)
-_ROWS_A_CHECK: Final = 100  # ids in one statement: they travel in an address
+# Traces, in the order of the list, among which metadata or text is looked for before all are. What
+# is rare is found sooner among all; of a text that is neither, far more has to be read.
+_WINDOWS: Final = (2_000,)
+_TEXT_WINDOWS: Final = (2_000, 20_000)
+_ROWS_A_CHECK: Final = 150  # ids in one statement: they travel in an address
 _MOST_ROWS: Final = 10_000
 
 _Id = Annotated[str, Meta(max_length=1024, pattern=r"^[^\x00]*$")]
@@ -107,6 +109,7 @@ class Selection:
     fixed: list[str] = field(default_factory=list[str])
     changing: list[str] = field(default_factory=list[str])
     _searches: list[str] = field(default_factory=list[str])
+    _by_text: bool = False
 
     @classmethod
     def of(cls, query: Mapping[str, Any]) -> Selection:
@@ -138,9 +141,12 @@ class Selection:
         return made
 
     @property
-    def searches(self) -> bool:
-        """Whether other large tables have to be looked through."""
-        return bool(self._searches)
+    def windows(self) -> list[int]:
+        """Among how many traces at first to look other tables through; none if that is not to be
+        done."""
+        if not self._searches:
+            return []
+        return [*(_TEXT_WINDOWS if self._by_text else _WINDOWS)]
 
     @property
     def on_trace(self) -> str:
@@ -200,6 +206,7 @@ class Selection:
         )
 
     def _add_text(self, text: str) -> None:
+        self._by_text = True
         # Words beyond ASCII are not in the index as people write them: case is theirs to choose.
         words = [word.lower() for word in _SEPARATORS.split(text) if word and word.isascii()]
         conditions: list[str] = []
@@ -286,8 +293,9 @@ async def find_traces(
         value, trace_id, root = read_cursor(cursor, kind, [order.kind, _Id, _Id])
         after = value, trace_id, root
     found: list[Row] = []
-    windows = [*_WINDOWS] if selection.searches else []
-    wanted = limit + 1
+    windows = selection.windows
+    # One more tells whether there is another page, and some will have been replaced.
+    wanted = limit + 1 + max(limit // 4, 8)
     while True:
         until = None
         if windows:
@@ -399,9 +407,12 @@ async def _read(
     conditions, values = _range(order, after, until)
     window = " AND ".join([selection.on_trace, *conditions])
     where = " AND ".join([selection.where(window if until else None), *conditions])
+    # Every trace has been PENDING: here most of what is found may have been replaced.
+    merged = " FINAL" if "PENDING" in str(selection.values.get("status")) else ""
     return await backend.rows(
-        f"SELECT {_COLUMNS} FROM traces_rows WHERE {where}"
-        f" ORDER BY {order.clause} LIMIT {{limit:UInt64}}",
+        f"SELECT {_COLUMNS} FROM traces_rows{merged} WHERE {where}"
+        f" ORDER BY {order.clause} LIMIT {{limit:UInt64}}"
+        " SETTINGS do_not_merge_across_partitions_select_final = 1",
         {**selection.values, **values, "limit": limit},
     )
 
