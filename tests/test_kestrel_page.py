@@ -109,7 +109,8 @@ def is_ready(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/readyz", timeout=20):
             return True
-    except urllib.error.HTTPError:
+    except urllib.error.HTTPError as error:
+        error.close()
         return False
 
 
@@ -173,6 +174,10 @@ def test_traces_are_listed_and_filtered(service: str, browser: Browser) -> None:
 def test_runs_lead_to_their_traces(service: str, browser: Browser) -> None:
     browser.open(f"{service}/#/runs")
     browser.wait_for("airline", "main table")
+    # Registered once, with three traces; the hostile one has traces under another id.
+    browser.wait_for("registered or not", "main")
+    assert browser.text("main table:first-of-type").count("bags") == 1
+    assert "plain\teval\t3\t" in browser.text("h2 + div table tbody")
     browser.click("a[href='#/traces?run_id=plain']")
     browser.wait_for("3 in all", "#notice")
 
@@ -397,7 +402,9 @@ def test_an_unchanged_file_is_not_sent_again(service: str) -> None:
     request = urllib.request.Request(f"{service}/static/app.js", headers={"If-None-Match": tag})
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request)
+    refused.value.close()
     assert refused.value.code == 304
     with pytest.raises(urllib.error.HTTPError) as missing:
         urllib.request.urlopen(f"{service}/static/..%2f__init__.py")
+    missing.value.close()
     assert missing.value.code == 404

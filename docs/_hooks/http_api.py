@@ -73,7 +73,8 @@ def _type(schema: dict[str, Any]) -> str:
     if isinstance(kind, list):
         return " or ".join(kind)
     bounds = [
-        f"{sign} {schema[key]}" for key, sign in (("minimum", "≥"), ("maximum", "≤"))
+        f"{sign} {schema[key]}"
+        for key, sign in (("minimum", "≥"), ("maximum", "≤"))
         if abs(schema.get(key, 1 << 60)) < 1 << 52
     ]
     return ", ".join([schema.get("format", kind), *bounds])

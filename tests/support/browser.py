@@ -47,7 +47,8 @@ class Browser:
             with urllib.request.urlopen(request, timeout=_LIMIT) as response:
                 return json.load(response)["value"]
         except urllib.error.HTTPError as error:
-            raise AssertionError(json.load(error)["value"]["message"]) from None
+            with error:
+                raise AssertionError(json.load(error)["value"]["message"]) from None
 
     def open(self, url: str) -> None:
         """Load a page afresh, also where the address differs in its fragment only."""

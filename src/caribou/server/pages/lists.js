@@ -16,6 +16,9 @@ const STATUSES = [
   "ERROR",
 ];
 
+// Traces among which runs are looked for that nobody registered.
+const LATEST = 1000;
+
 /** A table that takes up one page of items after the other, at a button. */
 function pagedTable({ caption, none, columns, path, parameters, signal, speak }) {
   const body = element("tbody");
@@ -62,7 +65,7 @@ function tags(item) {
 export async function showRuns(main, _parameters, signal, speak) {
   const [table, loaded] = pagedTable({
     caption: "Runs that were registered, each with its traces",
-    none: "No run is registered here. Rollouts of runs that are not are among the traces.",
+    none: "No run is registered here.",
     path: "/runs",
     parameters: {},
     columns: [
@@ -79,6 +82,42 @@ export async function showRuns(main, _parameters, signal, speak) {
   });
   main.append(element("h1", {}, "Runs"), table);
   await loaded;
+  const latest = await get("/traces", { limit: LATEST }, signal);
+  main.append(...runsAmong(latest.items));
+}
+
+/** The runs of these traces, registered or not, by their latest trace. */
+function runsAmong(traces) {
+  const runs = new Map();
+  for (const trace of traces) {
+    const run = runs.get(trace.run_id) ?? { latest: trace, count: 0 };
+    runs.set(trace.run_id, { ...run, count: run.count + 1 });
+  }
+  const rows = [...runs].map(([run_id, run]) =>
+    element(
+      "tr",
+      {},
+      element("td", {}, runLink(run_id)),
+      element("td", {}, run.latest.phase),
+      element("td", { class: "number" }, count(run.count)),
+      element("td", {}, moment(run.latest.start_time)),
+    ),
+  );
+  const head = ["Run", "Phase", "Traces", "Latest (UTC)"].map((title) =>
+    element("th", { scope: "col", class: title === "Traces" ? "number" : null }, title),
+  );
+  const table = element(
+    "table",
+    {},
+    element("caption", {}, `Runs of the latest ${count(traces.length)} traces, registered or not`),
+    element("thead", {}, element("tr", {}, ...head)),
+    element("tbody", {}, ...rows),
+  );
+  return rows.length === 0 ? [] : [element("h2", {}, "Latest"), element("div", { class: "wide" }, table)];
+}
+
+function runLink(run_id) {
+  return run_id ? element("a", { href: address("traces", { run_id }) }, run_id) : "none";
 }
 
 function filterForm(parameters) {
@@ -121,10 +160,6 @@ export async function showTraces(main, parameters, signal, speak) {
       { href: address(`trace/${encodeURIComponent(trace.trace_id)}`), class: "id" },
       trace.trace_id.slice(0, 12),
     );
-  const runLink = (trace) =>
-    trace.run_id
-      ? element("a", { href: address("traces", { run_id: trace.run_id }) }, trace.run_id)
-      : "";
   const [table, loaded] = pagedTable({
     caption: "Traces, the latest first",
     none: "No trace matches.",
@@ -135,7 +170,7 @@ export async function showTraces(main, parameters, signal, speak) {
       ["Started (UTC)", (trace) => moment(trace.start_time)],
       ["Status", status],
       ["Score", (trace) => score(trace.score), "number"],
-      ["Run", runLink],
+      ["Run", (trace) => runLink(trace.run_id)],
       ["Step", (trace) => count(trace.step_number), "number"],
       ["Datapoint", (trace) => trace.datapoint_id],
       ["Model", (trace) => trace.model_name],
