@@ -24,7 +24,7 @@ _TYPES: Final = {
 
 def add_pages(app: web.Application) -> None:
     """Serve the first page and what it loads."""
-    for file in files(__package__).joinpath("pages").iterdir():
+    for file in files("caribou.server").joinpath("pages").iterdir():
         kind = _TYPES.get(file.name.rpartition(".")[2])
         if kind is not None:
             path = "/" if file.name == "index.html" else f"/static/{file.name}"
