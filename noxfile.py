@@ -62,8 +62,15 @@ def types(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The test suite. Arguments after ``--`` go to pytest: ``-- -m "not slow"``."""
-    install(session, "test", package=".[local]")
+    install(session, "test", package=".[local,kestrel]")
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation as a site in build/site; any broken link or name fails it."""
+    install(session, "docs", package=".")
+    session.run("mkdocs", "build", "--strict", "--site-dir", "build/site", *session.posargs)
 
 
 @nox.session

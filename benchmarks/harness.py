@@ -48,20 +48,25 @@ def null_sink() -> Iterator[Sink]:
             process.wait(5)
 
 
-def measure(program: str, *arguments: str, sink: bool = True) -> dict[str, float]:
+def measure(
+    program: str, *arguments: str, sink: bool = True, kestrel: bool = False
+) -> dict[str, float]:
     """Run one side of a benchmark in a fresh process with a fresh journal and a fresh sink.
 
-    The program prints its figures as one JSON object; ``counts`` of the sink are added.
+    The program prints its figures as one JSON object; ``counts`` of the sink are added. With
+    ``kestrel`` the sink stands for that service too.
     """
     with contextlib.ExitStack() as stack:
         home = stack.enter_context(tempfile.TemporaryDirectory(prefix="caribou-bench-"))
-        own = ("CARIBOU_", "CLICKHOUSE_", "OTEL_")
+        own = ("CARIBOU_", "CLICKHOUSE_", "KESTREL_", "OTEL_")
         environment = {k: v for k, v in os.environ.items() if not k.startswith(own)}
         environment["CARIBOU_HOME"] = home
         receiver = stack.enter_context(null_sink()) if sink else None
         if receiver:
             environment["CLICKHOUSE_URL"] = receiver.url
             environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = receiver.url
+            if kestrel:
+                environment["KESTREL_API_URL"] = receiver.url
         command = [sys.executable, str(HERE / program), *arguments]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
         figures: dict[str, float] = json.loads(done.stdout)

@@ -6,7 +6,8 @@ The workload: 64 concurrent rollouts of 32 records with contents of 400 characte
 ``await asyncio.sleep(0)`` after each, round after round. Every side runs in a process of its own,
 one after the other and in turns, and delivers over HTTP to a local sink in another process. The
 figures are medians over the repetitions. OpenTelemetry runs with its defaults, and with a queue so
-long that nothing is dropped.
+long that nothing is dropped. ``caribou-kestrel`` is Caribou with ``KESTREL_API_URL`` set: what
+opening a rollout costs then is in ``open µs``.
 """
 
 from __future__ import annotations
@@ -26,15 +27,20 @@ from sides import Side, make
 ROLLOUTS = 64
 RECORDS = 32
 CONTENT_CHARACTERS = 400
-ORDER = ("bare", "sdk", "sdk-raised", "caribou")
+ORDER = ("bare", "sdk", "sdk-raised", "caribou", "caribou-kestrel")
 
 
-async def run_rollout(side: Side, number: int, contents: list[str], calls: array[int]) -> None:
-    """One simulated agent; appends to ``calls`` how many nanoseconds each record took."""
+async def run_rollout(
+    side: Side, number: int, contents: list[str], calls: array[int], opened: array[int]
+) -> None:
+    """One simulated agent; appends to ``calls`` how many nanoseconds each record took, and to
+    ``opened`` how many it took to open the rollout."""
     clock = time.perf_counter_ns
     record = side.record
     offset = number * RECORDS
+    start = clock()
     async with side.rollout(number):
+        opened.append(clock() - start)
         for index in range(RECORDS):
             content = contents[(offset + index) % len(contents)]
             start = clock()
@@ -43,22 +49,23 @@ async def run_rollout(side: Side, number: int, contents: list[str], calls: array
             await asyncio.sleep(0)
 
 
-async def run_round(side: Side, contents: list[str], calls: array[int]) -> None:
+async def run_round(side: Side, contents: list[str], calls: array[int], opened: array[int]) -> None:
     """All concurrent rollouts once."""
     async with asyncio.TaskGroup() as group:
         for number in range(ROLLOUTS):
-            group.create_task(run_rollout(side, number, contents, calls))
+            group.create_task(run_rollout(side, number, contents, calls, opened))
 
 
 async def run_side(name: str, rounds: int) -> dict[str, float]:
     """Measure one side in this process."""
     contents = texts(997, CONTENT_CHARACTERS)
     calls: array[int] = array("q")
+    opened: array[int] = array("q")
     side = make(name)
     # The first round brings in what is imported late and opens the connections. The collection
     # files what was imported under long-lived objects; left to itself it would happen once,
     # at a random moment of the measured part.
-    await run_round(side, contents, array("q"))
+    await run_round(side, contents, array("q"), array("q"))
     await asyncio.sleep(1)
     gc.collect()
     memory = PeakMemory()
@@ -66,7 +73,7 @@ async def run_side(name: str, rounds: int) -> dict[str, float]:
     start = time.perf_counter()
     async with watch_lag() as lags:
         for _ in range(rounds):
-            await run_round(side, contents, calls)
+            await run_round(side, contents, calls, opened)
         logged = time.perf_counter() - start
     await side.finish()
     finished = time.perf_counter() - start
@@ -74,6 +81,7 @@ async def run_side(name: str, rounds: int) -> dict[str, float]:
         "records": len(calls),
         "call_median_us": statistics.median(calls) / 1e3,
         "call_p99_us": quantile(calls, 0.99) / 1e3,
+        "open_median_us": statistics.median(opened) / 1e3,
         "cpu_seconds": time.process_time() - cpu,
         "logged_seconds": logged,
         "finished_seconds": finished,
@@ -84,7 +92,11 @@ async def run_side(name: str, rounds: int) -> dict[str, float]:
 
 def measure_side(name: str, rounds: int) -> dict[str, float]:
     """Measure one side in a fresh process; adds what its sink received."""
-    figures = measure("hot_path.py", "--side", name, "--rounds", str(rounds), sink=name != "bare")
+    figures = measure(
+        *("hot_path.py", "--side", name, "--rounds", str(rounds)),
+        sink=name != "bare",
+        kestrel=name == "caribou-kestrel",
+    )
     logged = ROLLOUTS * RECORDS * (rounds + 1)
     if name.startswith("sdk"):
         logged += ROLLOUTS * (rounds + 1)  # the root spans
@@ -103,6 +115,7 @@ def measure_side(name: str, rounds: int) -> dict[str, float]:
 COLUMNS = {
     "call median µs": ("call_median_us", 2),
     "call p99 µs": ("call_p99_us", 2),
+    "open µs": ("open_median_us", 2),
     "CPU µs/delivered": ("cpu_us", 1),
     "records/s": ("records_per_second", 0),
     "delivered/s": ("delivered_per_second", 0),

@@ -1,10 +1,11 @@
 """A process that accepts what tracers send, counts it and keeps nothing.
 
-It speaks as much of two interfaces as the benchmarks need, and is cheap so that it does not take
+It speaks as much of three interfaces as the benchmarks need, and is cheap so that it does not take
 the processor from what is measured:
 
 - ClickHouse over HTTP: ``INSERT`` bodies (NDJSON, plain or zstd) are counted in lines by table;
   ``SELECT version()`` names a current server; every other question is answered with 0.
+- Kestrel: what ``PUT /api/v1/...`` registers is counted as ``registrations``;
 - OTLP over HTTP: ``POST /v1/traces`` bodies (protobuf) are counted in spans.
 
 ``GET /counts`` answers with the counts as JSON. Run as a program it listens on a free port of the
@@ -92,6 +93,11 @@ def answer(method: str, target: str, headers: dict[str, str], body: bytes) -> by
             counts["otlp"] += spans
             counts["requests"] += 1
         return b""
+    if url.path.startswith("/api/v1/"):
+        things = json.loads(body).get("items", [None])
+        with lock:
+            counts["registrations"] += len(things)
+        return b"{}"
     statement = parse_qs(url.query).get("query", [""])[0]
     if table := INSERT_TABLE.match(statement):
         lines = count_lines(body, encoding)

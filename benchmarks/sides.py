@@ -135,6 +135,7 @@ def make(name: str) -> Side:
 SIDES = {
     "bare": Bare,
     "caribou": Caribou,
+    "caribou-kestrel": Caribou,
     "sdk": OpenTelemetry,
     "sdk-raised": lambda: OpenTelemetry(queue=1 << 22),
 }

@@ -8,16 +8,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 
 import pytest
+from support.serving import serving
 
 import caribou
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SETTING = re.compile(r"\b(?:CARIBOU|CLICKHOUSE)_[A-Z_]+\b")
+SETTING = re.compile(r"\b(?:CARIBOU|CLICKHOUSE|KESTREL)_[A-Z_]+\b")
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
@@ -56,14 +58,25 @@ def help_text(command: str) -> str:
     return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.fixture(scope="module")
+def kestrel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Variables of a program that has a Kestrel service."""
+    with serving(tmp_path_factory.mktemp("kestrel")) as service:
+        yield {"KESTREL_API_URL": service.url}
+
+
 @pytest.mark.parametrize(("name", "source"), blocks("python"), ids=lambda value: value[:40])
-def test_python_example_runs(name: str, source: str, tmp_path: Path) -> None:
+def test_python_example_runs(
+    name: str, source: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    with_kestrel = name.startswith("kestrel-")
+    more = request.getfixturevalue("kestrel") if with_kestrel else {}
     script = tmp_path / "example.py"
     script.write_text(source)
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
         cwd=tmp_path,
-        env=environment(tmp_path / "home"),
+        env=environment(tmp_path / "home") | more,
         capture_output=True,
         text=True,
         timeout=60,

@@ -12,11 +12,12 @@ import pytest
 import caribou
 import caribou.sync
 import caribou.testing
+from caribou.kestrel import KestrelClient
 
 FUNCTIONS = {
     *("configure", "trace_run", "span", "log", "add_meta", "add_tags", "set_status", "set_error"),
     *("increment_turn", "increment_intra", "set_turn_index", "set_intra_index", "flush"),
-    *("shutdown", "current_trace_id", "stats"),
+    *("shutdown", "current_trace_id", "stats", "get_kestrel_client"),
 }
 TYPES = {
     *("Message", "ToolExecution", "Grade", "Event", "RolloutStatus", "TraceMeta", "FlushResult"),
@@ -24,7 +25,7 @@ TYPES = {
 }
 EXCEPTIONS = {
     *("CaribouError", "InvalidValue", "InvalidType", "ConfigurationError", "JournalError"),
-    *("StoreError", "MissingExtra"),
+    *("StoreError", "MissingExtra", "KestrelError"),
 }
 
 
@@ -49,7 +50,8 @@ def test_each_name_is_documented(name: str) -> None:
     thing = getattr(caribou, name)
     assert (inspect.getdoc(thing) or "").strip()
     if name in FUNCTIONS:
-        assert get_type_hints(inspect.unwrap(thing), vars(sys.modules[thing.__module__]))
+        known = {**vars(sys.modules[thing.__module__]), "KestrelClient": KestrelClient}
+        assert get_type_hints(inspect.unwrap(thing), known)
         documented = inspect.getdoc(thing) or ""
         for parameter in inspect.signature(thing).parameters:
             assert parameter in documented, parameter

@@ -130,6 +130,26 @@ def test_views_have_the_columns_people_are_promised(door: DoorServer, made: str)
         assert set(re.split(r",\s+", names)) <= {row["name"] for row in rows}
 
 
+def test_what_is_registered_is_no_table_of_the_journal(door: DoorServer, made: str) -> None:
+    promised = {
+        "projects": "project_id, name, created_at",
+        "runs": """run_id, project_id, name, phase, status, config, tags, created_at, updated_at,
+            finished_at, archived""",
+        "run_steps": "run_id, step_number, data, created_at, updated_at",
+        "datapoints": "project_id, datapoint_id, data, tags, created_at, updated_at",
+    }
+    assert not set(promised) & set(TABLES)
+    for view, names in promised.items():
+        rows = door.rows(
+            f"SELECT name FROM system.columns WHERE database = '{made}' AND table = '{view}' "
+            "ORDER BY position"
+        )
+        assert re.split(r",\s+", names) == [row["name"] for row in rows]
+    door.sql(f"DROP TABLE {made}.runs_rows")
+    migrate_sync(lambda sql: execute(door, sql), database=made)
+    assert door.rows(f"SELECT * FROM {made}.runs") == []
+
+
 def test_omitted_keys_are_defaults(door: DoorServer, made: str) -> None:
     store(door, made, "spans", b'{"start_time":"1790000000.408435526"}\n')
     [row] = door.rows(f"SELECT * FROM {made}.spans")

@@ -15,6 +15,7 @@ from caribou._settings import from_environment
 from caribou.testing import Capture
 
 PASSWORD = "s3cret"
+KEY = "k-5ecret"
 
 
 def test_defaults() -> None:
@@ -31,6 +32,8 @@ def test_the_environment_is_read_on_first_use(monkeypatch: pytest.MonkeyPatch) -
         "CLICKHOUSE_DATABASE": "traces",
         "CLICKHOUSE_USER": "agent",
         "CLICKHOUSE_PASSWORD": PASSWORD,
+        "KESTREL_API_URL": "https://kestrel.example/team/api/v1/",
+        "KESTREL_API_KEY": KEY,
         "CARIBOU_HOME": "/h",
         "CARIBOU_TRACE_DEBUG": "yes",
         "CARIBOU_DISABLED": "off",
@@ -40,6 +43,8 @@ def test_the_environment_is_read_on_first_use(monkeypatch: pytest.MonkeyPatch) -
     assert settings.clickhouse_url == "https://ch.example:8443/path"
     assert settings.clickhouse_database == "traces"
     assert (settings.clickhouse_user, settings.clickhouse_password) == ("agent", PASSWORD)
+    assert settings.kestrel_api_url == "https://kestrel.example/team"
+    assert settings.kestrel_api_key == KEY
     assert (settings.home, settings.journal_dir) == (Path("/h"), Path("/h/journal"))
     assert (settings.debug, settings.disabled) == (True, False)
 
@@ -63,6 +68,13 @@ def test_an_empty_url_asks_for_the_local_store(monkeypatch: pytest.MonkeyPatch) 
     assert active().clickhouse_url == "http://ch:8123"
     caribou.configure(clickhouse_url="")
     assert active().clickhouse_url is None
+
+
+def test_an_empty_kestrel_url_asks_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KESTREL_API_URL", "http://kestrel")
+    assert active().kestrel_api_url == "http://kestrel"
+    caribou.configure(kestrel_api_url="")
+    assert active().kestrel_api_url is None
 
 
 @pytest.mark.parametrize(
@@ -89,9 +101,11 @@ def test_an_ipv6_host_keeps_its_brackets() -> None:
 
 def test_no_secret_is_shown() -> None:
     url = f"http://agent:{PASSWORD}@ch:8123"
-    settings = from_environment({"clickhouse_url": url}, environ={})
+    given = {"clickhouse_url": url, "kestrel_api_key": KEY}
+    settings = from_environment(given, environ={})
     for shown in (repr(settings), str(settings), f"{settings}", repr([settings])):
         assert PASSWORD not in shown
+        assert KEY not in shown
         assert "clickhouse_password='***'" in shown
     assert dict(settings.__rich_repr__())["clickhouse_password"] == "***"
     with pytest.raises((TypeError, AttributeError)):
@@ -110,6 +124,11 @@ WRONG: list[tuple[str, Any, str]] = [
     ("clickhouse_database", "", "empty"),
     ("clickhouse_user", "", "empty"),
     ("clickhouse_password", 5, "str"),
+    ("kestrel_api_url", "kestrel:8000", "http://host:port or https://host:port"),
+    ("kestrel_api_url", f"http://u:{PASSWORD}@kestrel", "KESTREL_API_KEY"),
+    ("kestrel_api_url", 5, "str"),
+    ("kestrel_api_key", f"{PASSWORD}\r\nX-Evil: 1", "printable ASCII"),
+    ("kestrel_api_key", 5, "str"),
     ("run_id", "", "empty"),
     ("run_id", 5, "str, not int"),
     ("phase", "test", "train, eval, prod"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from . import _process
 from ._failures import MAX_MESSAGE
@@ -21,6 +21,9 @@ from .delivery.accounting import FlushResult, Stats
 from .errors import InvalidType, InvalidValue
 from .records import Phase, RolloutStatus, TraceMeta
 
+if TYPE_CHECKING:
+    from .kestrel.client import KestrelClient
+
 __all__ = [
     "Span",
     "Trace",
@@ -29,6 +32,7 @@ __all__ = [
     "configure",
     "current_trace_id",
     "flush",
+    "get_kestrel_client",
     "increment_intra",
     "increment_turn",
     "log",
@@ -51,6 +55,8 @@ def configure(
     clickhouse_database: str | None = None,
     clickhouse_user: str | None = None,
     clickhouse_password: str | None = None,
+    kestrel_api_url: str | None = None,
+    kestrel_api_key: str | None = None,
     home: str | os.PathLike[str] | None = None,
     journal_dir: str | os.PathLike[str] | None = None,
     journal: Literal["disk", "memory"] | None = None,
@@ -74,6 +80,9 @@ def configure(
         clickhouse_database: its database (``CLICKHOUSE_DATABASE``), by default ``caribou``.
         clickhouse_user: the user (``CLICKHOUSE_USER``).
         clickhouse_password: the password (``CLICKHOUSE_PASSWORD``).
+        kestrel_api_url: ``http(s)://host:port`` of a Kestrel service (``KESTREL_API_URL``), with
+            which rollouts are registered; an empty text means none.
+        kestrel_api_key: its key (``KESTREL_API_KEY``).
         home: Caribou's folder (``CARIBOU_HOME``), by default ``.caribou``.
         journal_dir: the journal's folder (``CARIBOU_JOURNAL_DIR``), by default ``journal`` in
             ``home``.
@@ -342,6 +351,24 @@ def stats() -> Stats:
     if capture is not None:
         return capture.stats()
     return _process.stats()
+
+
+def get_kestrel_client() -> KestrelClient:
+    """The client of the Kestrel service that is configured. Its calls are coroutines; ``.enabled``
+    is False, and calls raise :class:`ConfigurationError`, when no ``KESTREL_API_URL`` is set.
+
+    As long as the settings stay the same it is the same client, so ask for it wherever it is
+    needed.
+
+    Raises:
+        MissingExtra: there is a service, and httpx is not installed.
+        ConfigurationError: a variable of the environment has a value that cannot work.
+    """
+    # Late: most programs never ask for it.
+    from .kestrel.client import shared_client
+
+    settings = active()
+    return shared_client(settings.kestrel_api_url, settings.kestrel_api_key)
 
 
 def _check_text(call: str, argument: str, value: object) -> None:

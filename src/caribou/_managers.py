@@ -142,6 +142,7 @@ class NullRecorder:
     """What is used where nothing is recorded and nothing counted."""
 
     accepting = True
+    registrar = None
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -16,6 +16,7 @@ __all__ = ["Appender", "redacted"]
 _IDENTITY: Final = frozenset(
     [
         "run_id",
+        "project",
         "trace_id",
         "span_id",
         "parent_span_id",

@@ -19,6 +19,7 @@ import msgspec
 from . import _ids
 from ._failures import MAX_MESSAGE, is_abort, message_of, traceback_of, type_of
 from ._redact import Appender, redacted
+from ._registration import Registrar
 from ._rows import prefix, row, stamp
 from ._sanitize import MAX_INTEGER, MAX_LINE, Cleaner, encode, storable_text
 from ._scope import Scope
@@ -55,6 +56,11 @@ class Recorder(Protocol):
     @property
     def accepting(self) -> bool:
         """False while the journal has no room for new rollouts."""
+        ...
+
+    @property
+    def registrar(self) -> Registrar | None:
+        """Writes what Kestrel is to be told of; None where there is no Kestrel."""
         ...
 
     def count_dropped(self, reason: str, rows: int) -> None:
@@ -173,6 +179,8 @@ class Rollout:
         if grader_name is not None:
             self._summary += b',"grader_name":' + encode(grader_name)
         self._write("traces", b'%b,"status":"PENDING"}' % self._summary)
+        if recorder.registrar is not None and skipped is None:
+            recorder.registrar.register(constants, self._streams["registrations"].append)
 
     def next_seq(self) -> int:
         """The place of the next row in the rollout."""

@@ -11,10 +11,11 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ._registration import Registrar
 from ._settings import Settings
 from .delivery.accounting import FlushResult, SinkStats
 from .errors import ConfigurationError
-from .journal.journal import Journal
+from .journal.journal import TABLES, Journal
 from .journal.stream import Stream
 
 if TYPE_CHECKING:
@@ -60,9 +61,11 @@ class Runtime:
             rolled=self._rolled,
             successor=successor,
         )
-        self._local = not sinks
+        # Of tables that no sink takes the journal is the store.
+        self._kept = frozenset(TABLES).difference(*(sink.tables for sink in sinks))
         # No server, and no file either: rows are nowhere but in memory.
-        self._volatile = self._local and self.journal.owner is None
+        self._volatile = "spans" in self._kept and self.journal.owner is None
+        self.registrar = Registrar() if "kestrel" in targets else None
         # asyncio is imported here, by the first rollout, and not by `import caribou`.
         from .delivery.dispatcher import Dispatcher
         from .delivery.io_thread import IOThread
@@ -107,21 +110,25 @@ class Runtime:
     def sink_stats(self) -> dict[str, SinkStats]:
         """The account of each sink."""
         refused = self._refused.copy()
-        if self._local:
-            rows = sum(stream.rows for stream in self.streams.values())
-            stored = SinkStats(
+        accounts: dict[str, SinkStats] = {}
+        local = "spans" in self._kept
+        if local:
+            rows = sum(self.streams[table].rows for table in self._kept)
+            accounts["local"] = SinkStats(
                 logged=rows + refused.total(),
                 recovered=0,
                 delivered=0 if self._volatile else rows,
                 pending=rows if self._volatile else 0,
                 dropped=dict(refused),
             )
-            return {"local": stored}
-        accounts: dict[str, SinkStats] = {}
         for name, (ledger, tables) in self._dispatcher.accounts().items():
+            if tables <= self._kept:
+                # It only looks on, at what the local store has.
+                continue
             streams = [self.streams[table] for table in tables]
             rows = partial(sum, (stream.rows for stream in streams))
-            accounts[name] = ledger.stats(rows, refused)
+            # What is refused is rows of rollouts, and never registrations.
+            accounts[name] = ledger.stats(rows, refused if "spans" in tables else Counter())
         return accounts
 
     def flush(self, timeout: float, *, recovered: bool = False) -> FlushResult:
@@ -188,20 +195,25 @@ class Runtime:
 
 
 def _durable_sinks(settings: Settings) -> list[Sink]:
-    """The sinks that must acknowledge every row. They import network libraries when first used,
-    which is in the I/O thread."""
-    if settings.clickhouse_url is None:
-        return []
-    from .sinks.clickhouse_http import ClickHouseHTTP
+    """The sinks that must acknowledge every row they take. They import network libraries when
+    first used, which is in the I/O thread."""
+    sinks: list[Sink] = []
+    if settings.clickhouse_url is not None:
+        from .sinks.clickhouse_http import ClickHouseHTTP
 
-    return [
-        ClickHouseHTTP(
-            settings.clickhouse_url,
-            database=settings.clickhouse_database,
-            user=settings.clickhouse_user or "",
-            password=settings.clickhouse_password or "",
+        sinks.append(
+            ClickHouseHTTP(
+                settings.clickhouse_url,
+                database=settings.clickhouse_database,
+                user=settings.clickhouse_user or "",
+                password=settings.clickhouse_password or "",
+            )
         )
-    ]
+    if settings.kestrel_api_url is not None:
+        from .sinks.kestrel import Kestrel
+
+        sinks.append(Kestrel(settings.kestrel_api_url, api_key=settings.kestrel_api_key or ""))
+    return sinks
 
 
 def _watching_sinks(settings: Settings) -> list[Sink]:

@@ -23,6 +23,7 @@ PHASES: Final[tuple[Phase, ...]] = ("train", "eval", "prod")
 _SCHEMES: Final = ("http", "https")
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"", "0", "false", "no", "off"})
+_SECRET: Final = frozenset({"clickhouse_password", "kestrel_api_key"})
 _DATABASE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 Redact: TypeAlias = Callable[[str, dict[str, Any]], dict[str, Any]]
@@ -39,6 +40,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         clickhouse_database: the database.
         clickhouse_user: the user; None for the server's default.
         clickhouse_password: the password.
+        kestrel_api_url: ``http(s)://host[:port][/path]`` of the Kestrel service; None for none.
+        kestrel_api_key: its key.
         home: Caribou's folder.
         journal_dir: the journal's folder.
         journal: where rows wait: on the disk, or in memory only.
@@ -58,6 +61,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     clickhouse_database: str = "caribou"
     clickhouse_user: str | None = None
     clickhouse_password: str | None = None
+    kestrel_api_url: str | None = None
+    kestrel_api_key: str | None = None
     home: Path = Path(".caribou")
     journal_dir: Path = Path(".caribou/journal")
     journal: Literal["disk", "memory"] = "disk"
@@ -73,7 +78,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __rich_repr__(self) -> Any:
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            yield name, "***" if name == "clickhouse_password" and value else value
+            yield name, "***" if name in _SECRET and value else value
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
@@ -161,6 +166,23 @@ def _url(value: object) -> tuple[str, str | None, str | None]:
     return bare, user, password
 
 
+def _kestrel_url(value: object) -> str | None:
+    """The URL, without the path of the API should it be there; None for an empty one, which asks
+    for no Kestrel."""
+    bare, user, password = _url(value)
+    if user is not None or password is not None:
+        raise InvalidValue("must not hold credentials; the key goes into KESTREL_API_KEY")
+    return bare.removesuffix("/api/v1") or None
+
+
+def _key(value: object) -> str:
+    text = _password(value)
+    # It travels in an HTTP header, where a line break would start another header.
+    if not text.isascii() or not text.isprintable():
+        raise InvalidValue("must hold printable ASCII characters only")
+    return text
+
+
 def _database(value: object) -> str:
     name = _text(value)
     if not _DATABASE.fullmatch(name):
@@ -239,6 +261,8 @@ _VARIABLES: Final[dict[str, tuple[str, Callable[[object], object]]]] = {
     "clickhouse_database": ("CLICKHOUSE_DATABASE", _database),
     "clickhouse_user": ("CLICKHOUSE_USER", _text),
     "clickhouse_password": ("CLICKHOUSE_PASSWORD", _password),
+    "kestrel_api_url": ("KESTREL_API_URL", _kestrel_url),
+    "kestrel_api_key": ("KESTREL_API_KEY", _key),
     "home": ("CARIBOU_HOME", _path),
     "journal_dir": ("CARIBOU_JOURNAL_DIR", _path),
     "disabled": ("CARIBOU_DISABLED", _switch),
@@ -252,6 +276,8 @@ _ARGUMENTS: Final[dict[str, Callable[[object], object]]] = {
     "clickhouse_database": _database,
     "clickhouse_user": _text,
     "clickhouse_password": _password,
+    "kestrel_api_url": _kestrel_url,
+    "kestrel_api_key": _key,
     "home": _path,
     "journal_dir": _path,
     "journal": _journal,

@@ -8,6 +8,7 @@
     ├── ConfigurationError             a setting that cannot work, or a missing right on the server
     ├── JournalError                   the journal's folder cannot be used
     ├── StoreError                     a query cannot be answered
+    ├── KestrelError                   Kestrel refused a call, or cannot be reached
     └── MissingExtra (ImportError)     an optional package is needed; says which extra installs it
 
 Nothing a rollout logs raises any of these: they are for mistakes in the calling program.
@@ -15,12 +16,15 @@ Nothing a rollout logs raises any of these: they are for mistakes in the calling
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "CaribouError",
     "ConfigurationError",
     "InvalidType",
     "InvalidValue",
     "JournalError",
+    "KestrelError",
     "MissingExtra",
     "StoreError",
 ]
@@ -48,6 +52,38 @@ class JournalError(CaribouError):
 
 class StoreError(CaribouError):
     """A query could not be answered by the local store or the ClickHouse server."""
+
+
+class KestrelError(CaribouError):
+    """Kestrel refused a call, or could not be reached; the message says all that is known.
+
+    Attributes:
+        status: the HTTP status of the refusal, e.g. 404; None when there was no answer.
+        detail: one sentence on what is wrong.
+        field: the parameter or field that is wrong, if one is.
+        given: what was given there.
+        allowed: what is allowed there: a text, or a list of the choices.
+        hint: what to do.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        detail: str = "",
+        field: str | None = None,
+        given: Any = None,
+        allowed: Any = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.detail: str = detail or message
+        self.field = field
+        self.given = given
+        self.allowed = allowed
+        self.hint = hint
 
 
 class MissingExtra(CaribouError, ImportError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from . import _process
 from ._api import (
@@ -37,10 +38,14 @@ from .errors import (
     InvalidType,
     InvalidValue,
     JournalError,
+    KestrelError,
     MissingExtra,
     StoreError,
 )
 from .records import Event, Grade, Message, RolloutStatus, ToolExecution, TraceMeta
+
+if TYPE_CHECKING:
+    from .kestrel.blocking import BlockingKestrelClient
 
 __all__ = [
     "CaribouError",
@@ -51,6 +56,7 @@ __all__ = [
     "InvalidType",
     "InvalidValue",
     "JournalError",
+    "KestrelError",
     "Message",
     "MissingExtra",
     "RolloutStatus",
@@ -65,6 +71,7 @@ __all__ = [
     "configure",
     "current_trace_id",
     "flush",
+    "get_kestrel_client",
     "increment_intra",
     "increment_turn",
     "log",
@@ -144,6 +151,21 @@ def shutdown(timeout: float = 10.0) -> FlushResult:
     """As :func:`caribou.shutdown`, blocking for at most ``timeout`` seconds."""
     capture = captured()
     return capture.result() if capture is not None else _process.shutdown_blocking(timeout)
+
+
+def get_kestrel_client() -> BlockingKestrelClient:
+    """As :func:`caribou.get_kestrel_client`, with calls that block; also in a thread whose event
+    loop is running.
+
+    Raises:
+        MissingExtra: there is a service, and httpx is not installed.
+        ConfigurationError: a variable of the environment has a value that cannot work.
+    """
+    # Late: most programs never ask for it.
+    from .kestrel.blocking import shared_blocking_client
+
+    settings = active()
+    return shared_blocking_client(settings.kestrel_api_url, settings.kestrel_api_key)
 
 
 def _recorder() -> Recorder:

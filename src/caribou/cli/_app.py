@@ -27,6 +27,7 @@ _COMMANDS = (
     "tail",
     "import",
     "export",
+    "serve",
     "replay",
     "migrate",
     "doctor",

@@ -174,15 +174,21 @@ def _owners(settings: Settings) -> Iterator[Check]:
         yield Check("ended processes", "ok", "none left rows to deliver")
         return
     advice = "run: caribou replay"
-    if settings.clickhouse_url is None:
-        advice = f"set CLICKHOUSE_URL to that server and {advice}"
+    urls = {
+        "clickhouse": ("CLICKHOUSE_URL", settings.clickhouse_url),
+        "kestrel": ("KESTREL_API_URL", settings.kestrel_api_url),
+    }
+    for sink in sorted({sink for sink, _ in dead.rows} & urls.keys()):
+        variable, url = urls[sink]
+        if url is None:
+            advice = f"set {variable} to that server and {advice}"
     left = f"{counted(dead.waiting, 'process')} left rows to deliver"
     yield Check("ended processes", "problem", left + _pending(dead), advice)
 
 
 def _measure(folder: Path, info: OwnerInfo, owners: _Owners) -> None:
     owners.count += 1
-    if not info.sinks:
+    if info.local:
         owners.stored += sum(segment.committed() for segment in segment_files(folder))
     waits = False
     for sink, target, segment, start in undelivered(folder, info):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import JournalError
 from ..journal.cursor import Cursor
-from ..journal.owner import OwnerInfo, owner_folders, read_info
+from ..journal.owner import OwnerInfo, owner_folders, read_info, takes
 from ..journal.reader import SegmentFile, segment_files
 
 __all__ = ["servers_waited_for", "undelivered"]
@@ -20,13 +20,15 @@ def undelivered(folder: Path, info: OwnerInfo) -> Iterator[tuple[str, str, Segme
     for sink, target in info.sinks.items():
         cursor = Cursor(folder, sink)
         for segment in segments:
+            if not takes(sink, segment.table):
+                continue
             start = cursor.acknowledged(segment.table, segment.number)
             if segment.committed() > start:
                 yield sink, target, segment, start
 
 
 def servers_waited_for(journal: Path) -> dict[str, int]:
-    """For each target that rows wait for, how many owners hold some. Reads no rows."""
+    """For each target that traces wait for, how many owners hold some. Reads no rows."""
     found: dict[str, int] = {}
     for folder in owner_folders(journal):
         try:
@@ -34,6 +36,9 @@ def servers_waited_for(journal: Path) -> dict[str, int]:
         except JournalError:
             # `caribou doctor` tells of it.
             continue
-        for target in {target for _, target, _, _ in undelivered(folder, info)}:
+        if info.local:
+            continue
+        waiting = undelivered(folder, info)
+        for target in {target for sink, target, _, _ in waiting if takes(sink, "spans")}:
             found[target] = found.get(target, 0) + 1
     return found

@@ -39,14 +39,19 @@ def command(timeout: float, as_json: bool) -> int:
     """Deliver what ended processes left behind.
 
     It goes from the journal to the ClickHouse server, also what was recorded while CLICKHOUSE_URL
-    was not set. Exits with 1 when rows are
+    was not set, and registrations to Kestrel. Exits with 1 when rows are
     still undelivered or were refused.
     """
     settings = from_environment()
     # Late: it imports the network library.
     from .._runtime import replay
 
-    target = f"{settings.clickhouse_url}, database {settings.clickhouse_database}"
+    targets: list[str] = []
+    if settings.clickhouse_url is not None:
+        targets.append(f"{settings.clickhouse_url}, database {settings.clickhouse_database}")
+    if settings.kestrel_api_url is not None:
+        targets.append(f"Kestrel at {settings.kestrel_api_url}")
+    target = " and ".join(targets)
     with progress("Delivering") as update:
         shown = _Shown(target, update)
         try:

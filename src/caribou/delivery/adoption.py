@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import JournalError
-from ..journal.owner import FORMAT, Owner, owner_folders, read_info
+from ..journal.owner import FORMAT, Owner, OwnerInfo, owner_folders, read_info
 from ..journal.reader import segment_files, set_aside_torn
 from .accounting import Notices
 from .courier import Link
 from .dead_letters import DeadLetters
-from .source import AdoptedSource
+from .source import AdoptedSource, concerns
 
 __all__ = ["Adoption"]
 
@@ -49,7 +49,6 @@ class Adoption:
         self._root = root
         self._own_folder = own_folder
         self._links = [link for link in links if link.sink.name in durable]
-        self._durable = durable
         self._dead_letters = dead_letters
         self._adopt_any = adopt_any
         self._notices = Notices()
@@ -113,17 +112,18 @@ class Adoption:
         info = read_info(folder)
         if info.format != FORMAT:
             raise JournalError(f"it has format {info.format}, this version knows {FORMAT}")
-        if self._adopt_any:
-            return bool(self._durable)
-        return any(self._durable.get(name) == target for name, target in info.sinks.items())
+        links = self._links_for(info)
+        return bool(links) and concerns(folder, [link.sink for link in links])
 
-    def _take(self, owner: Owner) -> AdoptedSource:
-        meant = owner.info.sinks
-        links = [
+    def _links_for(self, info: OwnerInfo) -> list[Link]:
+        return [
             link
             for link in self._links
-            if self._adopt_any or meant.get(link.sink.name) == link.sink.target
+            if self._adopt_any or info.sinks.get(link.sink.name) == link.sink.target
         ]
+
+    def _take(self, owner: Owner) -> AdoptedSource:
+        links = self._links_for(owner.info)
         for file in segment_files(owner.folder):
             add_torn = self._dead_letters.add_torn
             set_aside_torn(file, partial(add_torn, owner.name, file.table, file.number))

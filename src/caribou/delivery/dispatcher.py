@@ -166,6 +166,8 @@ class Dispatcher:
                 self._rolled.clear()
                 for courier in self._couriers:
                     courier.call(full_only=True)
+            # Soon: as long as a folder is locked, its rollouts look as if their process lived.
+            self._adoption.close_finished()
             try:
                 self._journal.upkeep()
                 for stream in self._journal.streams.values():
@@ -183,4 +185,3 @@ class Dispatcher:
             for courier in self._couriers:
                 courier.call()
             await asyncio.sleep(ADOPTION_INTERVAL if not self._adoption.more else 1.0)
-            self._adoption.close_finished()

@@ -16,7 +16,7 @@ from ..journal.owner import FORMAT, Owner, owner_folders
 from ..journal.stream import Stream
 from ..sinks.base import Sink
 from .dispatcher import Dispatcher
-from .source import AdoptedSource
+from .source import AdoptedSource, concerns
 
 __all__ = ["ReplayResult", "replay"]
 
@@ -131,7 +131,7 @@ def _waiting_rows(folder: Path, sinks: Sequence[Sink]) -> int | None:
     if owner is None:
         return None
     try:
-        if owner.info.format != FORMAT:
+        if owner.info.format != FORMAT or not concerns(folder, sinks):
             return None
         source = AdoptedSource(owner, {sink.name: sink.tables for sink in sinks})
         return sum(source.pending_rows(sink.name) for sink in sinks)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from ..journal.cursor import Cursor
 from ..journal.journal import TABLES, Journal
-from ..journal.owner import Owner
+from ..journal.owner import Owner, takes
 from ..journal.reader import SegmentFile, count_rows, segment_files
 from ..journal.segment import Segment
+from ..sinks.base import Sink
 
-__all__ = ["AdoptedSource", "OwnSource", "Readable", "Source"]
+__all__ = ["AdoptedSource", "OwnSource", "Readable", "Source", "concerns"]
 
 
 class Readable(Protocol):
@@ -68,7 +70,7 @@ class Source(ABC):
 
     @abstractmethod
     def settle(self, segment: Readable) -> None:
-        """Let go of a sealed segment if every sink is done with it."""
+        """Let go of a sealed segment if there are sinks to take it and every one is done."""
 
     def _done(self, segment: Readable) -> bool:
         committed = segment.committed
@@ -77,6 +79,10 @@ class Source(ABC):
             for sink, cursor in self.cursors.items()
             if segment.table in self._tables[sink]
         )
+
+    def _taken(self, sinks: Collection[str]) -> frozenset[str]:
+        """The tables that any of ``sinks`` takes."""
+        return frozenset[str]().union(*(self._tables[sink] for sink in sinks))
 
     def _forget(self, table: str, number: int) -> None:
         for cursor in self.cursors.values():
@@ -89,14 +95,14 @@ class OwnSource(Source):
     def __init__(
         self, journal: Journal, tables: dict[str, frozenset[str]], durable: Collection[str]
     ) -> None:
-        """``durable`` names the sinks whose acknowledgement lets a segment go; without any, the
-        journal is the store and segments stay."""
+        """``durable`` names the sinks whose acknowledgement lets a segment go. Of tables that none
+        of them takes the journal is the store, and segments stay."""
         # A sink that is only watching (the console) starts afresh in every process.
         folder = journal.folder
         cursors = {sink: Cursor(folder if sink in durable else None, sink) for sink in tables}
         super().__init__(journal.name, cursors, tables)
         self._journal = journal
-        self._keeps = not durable
+        self._kept = frozenset(TABLES) - self._taken(durable)
 
     def segments(self, table: str) -> Sequence[Readable]:
         """As in :class:`Source`."""
@@ -105,7 +111,7 @@ class OwnSource(Source):
     def settle(self, segment: Readable) -> None:
         """As in :class:`Source`."""
         assert isinstance(segment, Segment)
-        if not self._keeps and self._done(segment):
+        if segment.table not in self._kept and self._done(segment):
             number = segment.number
             self._journal.release(segment)
             self._forget(segment.table, number)
@@ -113,7 +119,8 @@ class OwnSource(Source):
     @property
     def delivered(self) -> bool:
         """Whether every sink has everything, so that the journal's files can go."""
-        return not self._keeps and all(
+        stored = any(segment.committed for table in self._kept for segment in self.segments(table))
+        return not stored and all(
             cursor.acknowledged(table, segment.number) >= segment.committed
             for sink, cursor in self.cursors.items()
             for table in self._tables[sink]
@@ -150,19 +157,22 @@ class _DeadSegment:
 
 
 class AdoptedSource(Source):
-    """The folder of a dead process, locked by this one."""
+    """The folder of a dead process, locked by this one.
+
+    What no sink of this process takes is left in it: rows of the local store, of sinks that this
+    process does not know, and tables of a later version.
+    """
 
     def __init__(self, owner: Owner, tables: dict[str, frozenset[str]]) -> None:
-        """``tables`` names the sinks that are to get what is in there."""
+        """``tables`` names the sinks that are to get what is in there, and what they take."""
         cursors = {sink: Cursor(owner.folder, sink) for sink in tables}
         super().__init__(owner.name, cursors, tables)
         self.owner = owner
         files = segment_files(owner.folder)
         self._segments = [_DeadSegment(file) for file in files if file.table in TABLES]
-        # Sinks the dead process delivered to and this one does not know keep their rows.
+        self._ours = self._taken(tables)
         self._foreign = set(owner.info.sinks) - set(tables)
-        # So do tables of a later version.
-        self._foreign |= {file.table for file in files} - set(TABLES)
+        self._leaves = any(file.table not in TABLES for file in files)
 
     def segments(self, table: str) -> Sequence[Readable]:
         """As in :class:`Source`."""
@@ -186,23 +196,33 @@ class AdoptedSource(Source):
     def settle(self, segment: Readable) -> None:
         """As in :class:`Source`."""
         assert isinstance(segment, _DeadSegment)
-        if self._done(segment):
+        table = segment.table
+        if (table in self._ours or not segment.committed) and self._done(segment):
             segment.unmap()
             self._segments.remove(segment)
-            if not self._foreign:
+            if segment.committed and any(takes(sink, table) for sink in self._foreign):
+                self._leaves = True
+            else:
                 segment.file.path.unlink(missing_ok=True)
                 segment.file.commit_path.unlink(missing_ok=True)
 
     @property
     def finished(self) -> bool:
         """Whether nothing is left in here for the sinks of this process."""
-        return not self._segments
+        return not any(segment.table in self._ours for segment in self._segments)
 
     def close(self) -> None:
         """Give the folder up: remove it when it is empty, else leave it to the next adopter."""
         for segment in self._segments:
             segment.unmap()
-        if self.finished and not self._foreign:
-            self.owner.remove()
-        else:
+        if self._segments or self._leaves:
             self.owner.release()
+        else:
+            self.owner.remove()
+
+
+def concerns(folder: Path, sinks: Iterable[Sink]) -> bool:
+    """Whether a dead owner's folder holds segments for ``sinks``, or nothing at all, so that it
+    can go."""
+    held = {file.table for file in segment_files(folder)}
+    return not held or any(not held.isdisjoint(sink.tables) for sink in sinks)

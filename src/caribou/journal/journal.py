@@ -20,7 +20,10 @@ from .stream import SEGMENT_BYTES, Stream
 
 __all__ = ["TABLES", "Journal"]
 
-TABLES: tuple[str, ...] = ("spans", "traces", "entity_metadata", "trace_tags", "scores")
+TABLES: tuple[str, ...] = (
+    *("spans", "traces", "entity_metadata", "trace_tags", "scores"),
+    "registrations",
+)
 
 _logger = logging.getLogger("caribou")
 
@@ -48,9 +51,9 @@ class Journal:
     ) -> None:
         """Open the journal: a few milliseconds of file work.
 
-        ``sinks`` maps the name of each sink that must acknowledge every row to its target; with
-        none, segments stay for good (they are the local store). Where ``root`` cannot be written
-        the journal is kept in memory, with one warning.
+        ``sinks`` maps the name of each sink that must acknowledge what it takes to its target.
+        Segments that none takes stay for good (they are the local store). Where ``root`` cannot be
+        written the journal is kept in memory, with one warning.
         """
         self.accepting: bool = True
         self.max_bytes: int = max_bytes

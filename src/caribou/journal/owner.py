@@ -29,6 +29,7 @@ __all__ = [
     "network_file_system",
     "owner_folders",
     "read_info",
+    "takes",
 ]
 
 # As the kernel names them in its table of mounts.
@@ -45,8 +46,14 @@ FORMAT = 1
 """Of the folders this version writes and reads."""
 
 
+def takes(sink: str, table: str) -> bool:
+    """Whether a sink that an owner names takes the rows of ``table``: Kestrel takes registrations,
+    and nobody else does."""
+    return (sink == "kestrel") == (table == "registrations")
+
+
 class OwnerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``owner.json`` says. ``sinks`` maps a sink's name to its target; empty in local mode."""
+    """What ``owner.json`` says. ``sinks`` maps a sink's name to its target."""
 
     format: int = FORMAT
     host: str
@@ -54,6 +61,11 @@ class OwnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     started: float
     sinks: dict[str, str]
+
+    @property
+    def local(self) -> bool:
+        """Whether its segments are the local store: no sink takes what was traced."""
+        return not any(takes(sink, "spans") for sink in self.sinks)
 
 
 def host_name() -> str:

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator
 
 from caribou.errors import ConfigurationError
-from caribou.schema.tables import TABLES, quote, quote_text, scripts
+from caribou.schema.tables import ALL_TABLES, quote, quote_text, scripts
 
 __all__ = ["migrate", "migrate_sync", "render"]
-
-_NAMES = {name for table in TABLES.values() for name in (table.rows_table, table.name)}
 
 _APPLIED = """\
 CREATE TABLE IF NOT EXISTS {database}.schema_migrations{on_cluster}
@@ -60,7 +58,7 @@ def _steps(
     answer = yield (
         f"SELECT name FROM system.tables WHERE database = {quote_text(database)} FORMAT TSV"
     )
-    if not _NAMES.issubset(answer.decode().split()):
+    if not set(ALL_TABLES).issubset(answer.decode().split()):
         applied.clear()  # somebody dropped a table; every statement may be run again
     done: list[str] = []
     for number, name, sql in scripts():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 __all__ = [
+    "ALL_TABLES",
     "TABLES",
     "Column",
     "Table",
@@ -24,6 +25,9 @@ __all__ = [
 
 # Filled in by the statement or by the server, never read from a journal line.
 _NOT_IN_LINES = frozenset({"batch_id", "ingested_at"})
+
+# Filled by Kestrel alone: no line of a journal is a row of these.
+_REGISTRY = frozenset({"projects", "runs", "run_steps", "datapoints"})
 
 _TABLE = re.compile(
     r"CREATE TABLE IF NOT EXISTS \{database\}\.(\w+)_rows\{on_cluster\}\n\(\n(.*?)\n\)\n(.*?);",
@@ -125,8 +129,15 @@ def _parse(sql: str) -> dict[str, Table]:
     return tables
 
 
-TABLES = _parse("".join(sql for _, _, sql in scripts()))
+_DECLARED = _parse("".join(sql for _, _, sql in scripts()))
+
+TABLES = {name: table for name, table in _DECLARED.items() if name not in _REGISTRY}
 """The journal's tables by name."""
+
+ALL_TABLES = tuple(
+    table for declared in _DECLARED.values() for table in (declared.rows_table, declared.name)
+)
+"""Every table and view of the schema, the registry's as well."""
 
 
 def insert_statement(database: str, table: str, batch_id: str, *, path: str | None = None) -> str:

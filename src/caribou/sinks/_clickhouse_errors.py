@@ -6,12 +6,10 @@ differs between versions. Only an answer without a code, from a gateway, is judg
 
 from __future__ import annotations
 
-import os
 import re
-import time
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 
+from caribou.sinks._answers import NoAnswer, clean, retry_after
 from caribou.sinks.base import (
     Ambiguous,
     Misconfigured,
@@ -65,9 +63,6 @@ _HINTS = {
 _CODE = re.compile(r"Code: (\d+)")
 _GRANT = re.compile(r"have the grant (.+?)\.? ?(?:\(ACCESS_DENIED|\(version|$)", re.DOTALL)
 _NO_DATABASE = re.compile(r"Database (\S+) (?:does not|doesn't) exist")
-# What the HTTP library says of a connection, with its own settings in the middle.
-_NO_CONNECTION = re.compile(r"Cannot connect to host \S+ ssl:.+? \[(.*)\]")
-_LONGEST_REASON = 400  # characters
 
 
 class ServerError(Exception):
@@ -81,39 +76,6 @@ class ServerError(Exception):
         self.code = code
         self.status = status
         self.retry_after = retry_after
-
-
-class NoAnswer(Exception):
-    """No whole answer came.
-
-    ``sent`` says whether any of the body may have left; ``permanent`` that trying again is of
-    little use until somebody changes something.
-    """
-
-    def __init__(self, reason: str, *, sent: bool, permanent: bool = False) -> None:
-        super().__init__(reason)
-        self.sent = sent
-        self.permanent = permanent
-
-    @property
-    def reason(self) -> str:
-        """Why, in words that are fit for a person."""
-        text = str(self)
-        found = _NO_CONNECTION.match(text)
-        if found is None:
-            return text
-        why = found[1]
-        cause = self.__context__
-        if "Connect call failed" in why and isinstance(cause, OSError) and cause.errno:
-            # The text has the address once more, and only the number says what happened.
-            why = os.strerror(cause.errno)
-        return f"cannot be reached: {why[:1].lower()}{why[1:]}"
-
-
-def clean(text: str) -> str:
-    """One short line that is safe to show: servers quote what agents wrote in their messages."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return line if len(line) <= _LONGEST_REASON else line[: _LONGEST_REASON - 1] + "…"
 
 
 def read_error(status: int, headers: Mapping[str, str], body: bytes, *, silent: bool) -> None:
@@ -142,7 +104,7 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes, *, silent: 
         clean(message) or f"HTTP status {status}",
         code=number,
         status=status,
-        retry_after=_retry_after(headers.get("Retry-After", "")),
+        retry_after=retry_after(headers.get("Retry-After", "")),
     )
 
 
@@ -191,13 +153,3 @@ def _by_status(error: ServerError) -> SinkError:
 
 def _says_error(body: bytes) -> bool:
     return b"DB::Exception" in body or body.startswith(b"Code: ")
-
-
-def _retry_after(value: str) -> float | None:
-    """Seconds, from either form that HTTP allows: a number of them, or a date."""
-    if value.isdigit():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None

@@ -5,19 +5,15 @@ This module imports aiohttp: import it late, in the thread that does the I/O.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import socket
 import ssl
-import threading
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from caribou.sinks._clickhouse_endpoint import Endpoint
 from caribou.sinks._clickhouse_errors import NoAnswer, clean, read_error
+from caribou.sinks._resolver import DaemonResolver
 
 __all__ = ["Client"]
 
@@ -47,7 +43,7 @@ class Client:
             connector=aiohttp.TCPConnector(
                 limit=connections,
                 keepalive_timeout=_KEEP_ALIVE,
-                resolver=_DaemonResolver(),
+                resolver=DaemonResolver(),
                 # Honours SSL_CERT_FILE and SSL_CERT_DIR.
                 ssl=ssl.create_default_context() if secure else True,
             ),
@@ -142,57 +138,3 @@ class _Upload:
             return
         for start in range(0, len(self._data), _CHUNK):
             yield bytes(self._data[start : start + _CHUNK])
-
-
-class _DaemonResolver(AbstractResolver):
-    """Look names up in a daemon thread.
-
-    The loop's own executor is joined when the process ends, and a name server that does not answer
-    would hold the exit up for as long as it likes.
-    """
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[list[Any]] = loop.create_future()
-
-        def settle(found: list[Any] | None, error: OSError | None) -> None:
-            if answer.done():
-                return
-            if error is not None:
-                answer.set_exception(error)
-            else:
-                answer.set_result(found or [])
-
-        def look_up() -> None:
-            found, error = None, None
-            try:
-                found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
-            except OSError as failure:
-                error = failure
-            except UnicodeError as failure:  # a name that cannot be one
-                error = OSError(str(failure))
-            # The loop may be gone by the time an answer comes.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(settle, found, error)
-
-        try:
-            threading.Thread(target=look_up, name="caribou-resolve", daemon=True).start()
-        except RuntimeError:
-            # Python 3.12 starts no thread once the program has ended; exit has a deadline anyway.
-            look_up()
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address[0],
-                port=address[1],
-                family=found_family,
-                proto=protocol,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )
-            for found_family, _, protocol, _, address in await answer
-        ]
-
-    async def close(self) -> None:
-        """Nothing is held."""

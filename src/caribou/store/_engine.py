@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import MissingExtra, StoreError
-from ..schema import parameter
+from ..schema import migrate_sync, parameter, quote
 from .base import Parameters
 
 __all__ = ["Engine", "EngineError", "require_engine"]
@@ -30,6 +30,17 @@ T = TypeVar("T")
 
 _POLL = 0.05
 _MISSING = "reading the local store needs the embedded engine: pip install 'caribou-trace[local]'"
+_SETTINGS = (
+    "output_format_json_quote_64bit_integers = 0",
+    "date_time_output_format = 'iso'",
+    # Nested values stay JSON text, as they do on a server.
+    "input_format_json_read_objects_as_strings = 1",
+    "input_format_json_read_arrays_as_strings = 1",
+    "input_format_json_read_numbers_as_strings = 1",
+    "input_format_json_read_bools_as_strings = 1",
+    "input_format_null_as_default = 1",
+    "input_format_skip_unknown_fields = 1",
+)
 _CODE = re.compile(r"Code: (\d+)\.\s*(?:DB::Exception: )?")
 
 
@@ -65,10 +76,20 @@ class Engine:
         self._session: Any = None
         threading.Thread(target=self._serve, name="caribou-engine", daemon=True).start()
         try:
-            self._session = self._in_thread(lambda: _open_session(folder / "engine"))
+            self._session = self._in_thread(lambda: _open_session(folder / "engine")).result()
         except Exception:
             self._end()
             raise
+
+    def prepare(self, database: str) -> None:
+        """Make or update the tables in ``database``, and answer as a server does from now on.
+
+        Raises:
+            EngineError: the engine refused it.
+        """
+        migrate_sync(self.run, database=database)
+        self.run(f"SET {', '.join(_SETTINGS)}")
+        self.run(f"USE {quote(database)}")
 
     def run(
         self, sql: str, parameters: Parameters | None = None, format: str = "TabSeparated"
@@ -78,13 +99,35 @@ class Engine:
         Raises:
             EngineError: the engine refused it.
         """
+        return self.submit(sql, parameters, format).result()
+
+    def submit(
+        self,
+        sql: str,
+        parameters: Parameters | None = None,
+        format: str = "TabSeparated",
+        *,
+        seconds: int = 0,
+    ) -> Future[bytes]:
+        """Have one statement run after those before it; its answer, or an ``EngineError``.
+
+        A future that is cancelled before its turn comes is passed over. ``seconds`` is how long the
+        statement may take, 0 for any time.
+        """
         values = {name: parameter(value) for name, value in (parameters or {}).items()}
-        try:
-            return self._in_thread(
-                lambda: bytes(self._session.query(sql, format, params=values or None).bytes())
-            )
-        except Exception as error:
-            raise _engine_error(error) from error
+
+        def run() -> bytes:
+            try:
+                if seconds:
+                    self._session.query(f"SET max_execution_time = {seconds}")
+                return bytes(self._session.query(sql, format, params=values or None).bytes())
+            except Exception as error:
+                raise _engine_error(error) from error
+            finally:
+                if seconds:
+                    self._session.query("SET max_execution_time = 0")
+
+        return self._in_thread(run)
 
     def close(self) -> None:
         """Close the session and let the next process in.
@@ -93,7 +136,7 @@ class Engine:
         cannot be told to stop. The lock then ends with the process.
         """
         if self._session is not None and self._answer.done():
-            self._in_thread(self._session.close)
+            self._in_thread(self._session.close).result()
             self._session = None
             self._end()
 
@@ -101,18 +144,20 @@ class Engine:
         self._work.put(None)
         os.close(self._lock)
 
-    def _in_thread(self, function: Callable[[], T]) -> T:
+    def _in_thread(self, function: Callable[[], T]) -> Future[T]:
         answer: Future[T] = Future()
         self._answer = answer
 
         def work() -> None:
+            if not answer.set_running_or_notify_cancel():
+                return
             try:
                 answer.set_result(function())
             except BaseException as error:
                 answer.set_exception(error)
 
         self._work.put(work)
-        return answer.result()
+        return answer
 
     def _serve(self) -> None:
         while (work := self._work.get()) is not None:

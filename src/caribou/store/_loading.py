@@ -8,6 +8,7 @@ loading again changes nothing.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import tempfile
@@ -16,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..delivery.dead_letters import DeadLetters
-from ..errors import JournalError
-from ..journal.owner import owner_folders, read_info
-from ..journal.reader import SegmentFile, read_rows, segment_files
+from ..journal.owner import owner_folders
+from ..journal.reader import SegmentFile, count_rows, read_rows, segment_files
 from ..schema import TABLES, insert_statement
 from ._engine import Engine, EngineError
 from .base import Progress
+from .living import keeps_rows_here, may_live
 
 __all__ = ["Loaded", "Loader"]
 
@@ -41,6 +42,7 @@ class Loaded:
     """What one load did: rows refused by the engine are set aside and the rest goes on."""
 
     bytes: int = 0
+    rows: int = 0
     set_aside: int = 0
 
 
@@ -73,7 +75,10 @@ class _Piece:
 
 
 class Loader:
-    """Loads what has been committed to a journal since it last ran."""
+    """Loads what has been committed to a journal since it last ran.
+
+    Called again and again it does not look at owners twice that were dead and loaded to their end.
+    """
 
     def __init__(self, engine: Engine, journal: Path, state: Path, database: str) -> None:
         self._engine = engine
@@ -81,6 +86,8 @@ class Loader:
         self._dead_letters = DeadLetters(journal)
         self._state_path = state
         self._database = database
+        self._state = self._read_state()
+        self._finished: set[str] = set()
 
     def load(self, progress: Progress | None = None) -> Loaded:
         """Load every segment whose owner keeps its rows here, i.e. delivers to no server.
@@ -88,10 +95,16 @@ class Loader:
         Raises:
             EngineError: the engine failed in a way that is no row's fault.
         """
-        before = self._read_state()
-        state: dict[str, int] = {}
+        before, state = self._state, dict[str, int]()
         todo: list[_Piece] = []
-        for segment in self._segments():
+        folders = list(owner_folders(self._journal))
+        self._finished.intersection_update(folder.name for folder in folders)
+        for key, end in before.items():
+            if key.partition("/")[0] in self._finished:
+                state[key] = end
+        # Asked before their segments are looked at: the dead add nothing to what is found then.
+        dead = {folder.name for folder in folders if self._is_dead(folder)}
+        for segment in self._segments(folders):
             piece = _Piece(segment, 0, segment.committed())
             state[piece.key] = before.get(piece.key, 0)
             if piece.end > state[piece.key]:
@@ -105,19 +118,19 @@ class Loader:
                 if progress is not None:
                     progress(result.bytes, total)
         finally:
+            self._state = state
             if todo:
-                self._write_state(state)
+                self._write_state()
+        self._finished |= dead
         return result
 
-    def _segments(self) -> Iterator[SegmentFile]:
-        for folder in owner_folders(self._journal):
-            try:
-                if read_info(folder).sinks:
-                    continue
-            except JournalError:
-                # `caribou doctor` tells of it; the other owners' rows are still wanted.
-                continue
-            yield from (segment for segment in segment_files(folder) if segment.table in TABLES)
+    def _is_dead(self, folder: Path) -> bool:
+        return folder.name in self._finished or not may_live(folder)
+
+    def _segments(self, folders: list[Path]) -> Iterator[SegmentFile]:
+        for folder in folders:
+            if folder.name not in self._finished and keeps_rows_here(folder):
+                yield from (segment for segment in segment_files(folder) if segment.table in TABLES)
 
     def _load_group(self, group: list[_Piece], state: dict[str, int], result: Loaded) -> None:
         """Load pieces of one table with one insert; one by one if any row of them is refused."""
@@ -136,6 +149,7 @@ class Loader:
             return
         for piece, data in zip(group, rows, strict=True):
             state[piece.key] = piece.start + len(data)
+            result.rows += data.count(b"\n")
 
     def _load_piece(self, piece: _Piece, state: dict[str, int], result: Loaded) -> None:
         table = piece.segment.table
@@ -147,11 +161,13 @@ class Loader:
                     raise
             else:
                 state[piece.key] = piece.end
+                result.rows += _rows_in(piece.file)
                 return
         rows = read_rows(piece.segment, piece.start)
         for refused, error in self._insert_rows(table, rows, piece.batch_id):
             self._set_aside(piece.segment, refused, error, result)
         state[piece.key] = piece.start + len(rows)
+        result.rows += rows.count(b"\n")
 
     def _insert_rows(
         self, table: str, rows: bytes, batch: str
@@ -192,10 +208,15 @@ class Loader:
         except (OSError, ValueError):
             return {}
 
-    def _write_state(self, state: dict[str, int]) -> None:
+    def _write_state(self) -> None:
         temporary = self._state_path.with_suffix(".new")
-        temporary.write_text(json.dumps(state))
+        temporary.write_text(json.dumps(self._state))
         os.replace(temporary, self._state_path)
+
+
+def _rows_in(path: Path) -> int:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        return count_rows(view, 0, len(view))
 
 
 def _groups(pieces: list[_Piece]) -> Iterator[list[_Piece]]:

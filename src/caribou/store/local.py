@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import JournalError, StoreError
-from ..journal.owner import host_name, is_alive, network_file_system, owner_folders, read_info
-from ..journal.reader import read_rows, segment_files
-from ..schema import migrate_sync, quote
+from ..errors import StoreError
 from ._engine import Engine
 from ._loading import Loaded, Loader
 from .base import Parameters, Progress, Store
-from .follow import decoded
+from .living import begun_by_the_living
 
 __all__ = ["LocalStore"]
 
 _WAIT = 10.0
-_SETTINGS = (
-    "output_format_json_quote_64bit_integers = 0",
-    "date_time_output_format = 'iso'",
-    # Nested values stay JSON text, as they do on a server.
-    "input_format_json_read_objects_as_strings = 1",
-    "input_format_json_read_arrays_as_strings = 1",
-    "input_format_json_read_numbers_as_strings = 1",
-    "input_format_json_read_bools_as_strings = 1",
-    "input_format_null_as_default = 1",
-    "input_format_skip_unknown_fields = 1",
-)
 
 
 class LocalStore(Store):
@@ -50,11 +35,9 @@ class LocalStore(Store):
         self._journal = journal
         self._engine = Engine(folder, wait=_WAIT)
         try:
-            migrate_sync(self._engine.run, database=database)
-            self._engine.run(f"SET {', '.join(_SETTINGS)}")
+            self._engine.prepare(database)
             loader = Loader(self._engine, journal, folder / "loaded.json", database)
             self.loaded: Loaded = loader.load(progress)
-            self._engine.run(f"USE {quote(database)}")
             self._engine.run("SET readonly = 2")
         except OSError as error:
             self._engine.close()
@@ -79,31 +62,10 @@ class LocalStore(Store):
         sql = "SELECT root_span_id, run_id FROM traces WHERE status = 'PENDING'"
         pending: dict[str, str] = {row["root_span_id"]: row["run_id"] for row in self.rows(sql)}
         if pending:
-            for root in _begun_by_the_living(self._journal):
+            for root in begun_by_the_living(self._journal):
                 pending.pop(root, None)
         return pending
 
     def close(self) -> None:
         """Close the engine; the next process may open the store."""
         self._engine.close()
-
-
-def _begun_by_the_living(journal: Path) -> Iterator[str]:
-    """The root span ids of all rollouts of processes that may live."""
-    for folder in owner_folders(journal):
-        if not _may_live(folder):
-            continue
-        for segment in segment_files(folder):
-            if segment.table == "traces":
-                for row in decoded(read_rows(segment, 0)):
-                    yield row.get("root_span_id", "")
-
-
-def _may_live(folder: Path) -> bool:
-    if is_alive(folder) or network_file_system(folder) is None:
-        return is_alive(folder)
-    # The lock of another host's process may not be seen here.
-    try:
-        return read_info(folder).host != host_name()
-    except JournalError:
-        return False

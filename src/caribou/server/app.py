@@ -1,0 +1,127 @@
+"""The application: every route behind the same middlewares."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler as Next
+from aiohttp.typedefs import Middleware
+
+from . import routes_live, routes_registry, routes_traces
+from .backend import Backend
+from .openapi import describe
+from .parameters import read_call
+from .problems import Problem, problems_middleware
+from .routing import Call, Route
+
+__all__ = ["API", "BACKEND", "DOCUMENT", "ROUTES", "create_app"]
+
+API: Final = "/api/v1"
+
+BACKEND: Final = web.AppKey("backend", Backend)
+"""The engine of an application."""
+
+
+async def _describe(call: Call) -> dict[str, Any]:
+    return DOCUMENT
+
+
+ROUTES: Final[tuple[Route, ...]] = (
+    *routes_registry.routes,
+    *routes_traces.routes,
+    *routes_live.routes,
+    Route("GET", "/openapi.json", _describe, "This description", answer=dict[str, Any]),
+)
+"""Everything below ``/api/v1``."""
+
+DOCUMENT: Final = describe(ROUTES, API)
+"""The OpenAPI document."""
+
+# Pages load their script, style and data from here and nothing from anywhere else.
+_HEADERS: Final = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_LONGEST_QUERY: Final = 8192  # characters
+
+
+def create_app(
+    backend: Backend, *, api_key: str | None = None, largest_body: int = 16 << 20
+) -> web.Application:
+    """The service's API as an aiohttp application; pages, health and the rest can be added to it.
+
+    Args:
+        backend: the engine; the application does not close it.
+        api_key: required of every request below ``/api/v1``; None lets everybody in.
+        largest_body: of a request, decompressed, in bytes.
+    """
+    app = web.Application(
+        middlewares=[problems_middleware, _limits, _key_check(api_key)],
+        client_max_size=largest_body,
+    )
+    app[BACKEND] = backend
+    app.on_response_prepare.append(_secure)
+    for route in ROUTES:
+        app.router.add_route(route.method, API + route.path, _serve(route))
+    return app
+
+
+def _serve(route: Route) -> Next:
+    async def serve(request: web.Request) -> web.StreamResponse:
+        answer = await route.handler(await read_call(request, route, request.app[BACKEND]))
+        if isinstance(answer, web.StreamResponse):
+            return answer
+        return web.Response(
+            status=route.status, body=msgspec.json.encode(answer), content_type=route.media_type
+        )
+
+    return serve
+
+
+def _key_check(api_key: str | None) -> Middleware:
+    expected = None if api_key is None else api_key.encode()
+
+    @web.middleware
+    async def check(request: web.Request, handler: Next) -> web.StreamResponse:
+        if expected is not None and request.path.startswith(f"{API}/"):
+            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+            same = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), expected)
+            if scheme.lower() != "bearer" or not same:
+                raise Problem(
+                    401,
+                    "the API key is missing or wrong",
+                    field="Authorization",
+                    allowed="Bearer KEY",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+        return await handler(request)
+
+    return check
+
+
+@web.middleware
+async def _limits(request: web.Request, handler: Next) -> web.StreamResponse:
+    if len(request.rel_url.raw_query_string) > _LONGEST_QUERY:
+        raise Problem(
+            414,
+            "the query string is too long",
+            allowed=f"at most {_LONGEST_QUERY} characters",
+            hint="use fewer or shorter filters",
+        )
+    return await handler(request)
+
+
+async def _secure(request: web.Request, response: web.StreamResponse) -> None:
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers["Server"] = "kestrel"
