@@ -13,10 +13,6 @@ from .follow import decoded
 
 __all__ = ["OpenRollouts", "begun_by_the_living", "keeps_rows_here", "may_live"]
 
-# Sinks that take none of the tables: rows of a process that has no other stay in its journal.
-_TAKE_NO_ROWS = frozenset({"kestrel"})
-
-
 def may_live(folder: Path) -> bool:
     """Whether the process that owns ``folder`` lives, or is of a host that cannot be judged."""
     if is_alive(folder) or network_file_system(folder) is None:
@@ -31,7 +27,7 @@ def may_live(folder: Path) -> bool:
 def keeps_rows_here(folder: Path) -> bool:
     """Whether the owner of ``folder`` delivers its rows to no server."""
     try:
-        return not read_info(folder).sinks.keys() - _TAKE_NO_ROWS
+        return read_info(folder).local
     except JournalError:
         # `caribou doctor` tells of it; the other owners' rows are still wanted.
         return False
