@@ -13,6 +13,7 @@ from .follow import decoded
 
 __all__ = ["OpenRollouts", "begun_by_the_living", "keeps_rows_here", "may_live"]
 
+
 def may_live(folder: Path) -> bool:
     """Whether the process that owns ``folder`` lives, or is of a host that cannot be judged."""
     if is_alive(folder) or network_file_system(folder) is None:
