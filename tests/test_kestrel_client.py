@@ -317,6 +317,7 @@ def test_rollouts_are_found(served: str, tmp_path: Path) -> None:
         ("message", "Elk 1?"),
         ("grade", None),
     ]
+    client.close()
 
 
 def test_what_is_configured_is_what_is_called(served: str) -> None:

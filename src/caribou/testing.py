@@ -51,7 +51,7 @@ class Capture:
         self._lines = {table: _Lines() for table in _TABLES}
         self.streams: Mapping[str, Appender] = self._lines
         self.accepting = True
-        self.registrar = None
+        self.registrar: None = None
         self._dropped: Counter[str] = Counter()
         self._outside = 0
 

@@ -65,9 +65,9 @@ class Intake:
         self._stop = threading.Event()
         self._seen = time.monotonic()
         self.interrupted: Set[str] = frozenset()
-        self.rows = 0
-        self.set_aside = 0
-        self.caught_up = False
+        self.rows: int = 0
+        self.set_aside: int = 0
+        self.caught_up: bool = False
         self.failure: str | None = None
 
     @property
@@ -140,7 +140,7 @@ class EmbeddedBackend:
         self._engine = Engine(folder, wait=_WAIT)
         try:
             self._engine.prepare(database)
-            self.intake = Intake(self._engine, journal, folder / "loaded.json", database)
+            self.intake: Intake = Intake(self._engine, journal, folder / "loaded.json", database)
         except BaseException:
             self._engine.close()
             raise

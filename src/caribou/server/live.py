@@ -169,7 +169,7 @@ class Live:
         self._position = 0
         self._seen: dict[tuple[Any, ...], int] = {}
         self._interrupted: frozenset[str] = frozenset()
-        self.dropped = 0
+        self.dropped: int = 0
 
     @property
     def followers(self) -> int:

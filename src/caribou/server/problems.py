@@ -60,7 +60,7 @@ class Problem(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
-        self.details = ProblemDetails(
+        self.details: ProblemDetails = ProblemDetails(
             title=HTTPStatus(status).phrase,
             status=status,
             detail=detail,
@@ -69,7 +69,7 @@ class Problem(Exception):
             allowed=allowed,
             hint=hint,
         )
-        self.headers = dict(headers or {})
+        self.headers: dict[str, str] = dict(headers or {})
 
     def response(self) -> web.Response:
         """The answer that says it."""
