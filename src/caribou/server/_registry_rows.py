@@ -22,12 +22,13 @@ from .backend import Backend, Row
 
 __all__ = [
     "PROJECTS",
-    "chunks",
+    "find_projects",
     "made_id",
     "micros",
     "only",
     "project_id_of",
     "read",
+    "read_among",
     "registered",
     "row_of",
     "text_of",
@@ -146,17 +147,37 @@ def only(found: Sequence[T]) -> T | None:
 
 async def with_project(backend: Backend, things: Sequence[InProject]) -> list[InProject]:
     """The same with the names of their projects."""
-    names: dict[str, str] = {}
-    for chunk in chunks({thing.project_id for thing in things} - {""}):
-        where = ["project_id IN {ids:Array(String)}"]
-        for each in await read(
-            backend, Project, PROJECTS, where, {"ids": chunk}, "name", len(chunk)
-        ):
-            names[each.project_id] = each.name
+    projects = await find_projects(backend, {thing.project_id for thing in things} - {""})
+    names = {project_id: project.name for project_id, project in projects.items()}
     return [structs.replace(thing, project=names.get(thing.project_id, "")) for thing in things]
 
 
-def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+async def find_projects(backend: Backend, project_ids: Iterable[str]) -> dict[str, Project]:
+    """Those of these projects that there are, by id."""
+    where = ["project_id IN {among:Array(String)}"]
+    found = await read_among(backend, Project, PROJECTS, where, {}, "name", project_ids)
+    return {project.project_id: project for project in found}
+
+
+async def read_among(
+    backend: Backend,
+    kind: type[T],
+    select: str,
+    where: Sequence[str],
+    parameters: Mapping[str, Any],
+    order: str,
+    texts: Iterable[str],
+) -> list[T]:
+    """All things among these: ``{among:Array(String)}`` in a condition, in as many queries as it
+    takes. Each text stands for one thing at most."""
+    found: list[T] = []
+    for chunk in _chunks(texts):
+        among = {**parameters, "among": chunk}
+        found += await read(backend, kind, select, where, among, order, len(chunk))
+    return found
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
     """As many of them as one query can ask for."""
     chunk: list[str] = []
     size = 0

@@ -15,7 +15,7 @@ from msgspec import UNSET, structs
 from ..kestrel.models import Project, Run, RunChanges
 from ._registry_rows import (
     PROJECTS,
-    chunks,
+    find_projects,
     made_id,
     micros,
     only,
@@ -92,18 +92,6 @@ async def ensure_projects(backend: Backend, names: Iterable[str]) -> dict[str, P
         await backend.insert("projects", rows)
         # Somebody else may have been first; and a replica may not know of it yet.
         found = new | await find_projects(backend, wanted)
-    return found
-
-
-async def find_projects(backend: Backend, project_ids: Iterable[str]) -> dict[str, Project]:
-    """Those of these projects that there are, by id."""
-    found: dict[str, Project] = {}
-    for chunk in chunks(project_ids):
-        where = ["project_id IN {ids:Array(String)}"]
-        for each in await read(
-            backend, Project, PROJECTS, where, {"ids": chunk}, "name", len(chunk)
-        ):
-            found[each.project_id] = each
     return found
 
 

@@ -10,9 +10,9 @@ from msgspec import UNSET, structs
 
 from ..kestrel.models import Datapoint, DatapointItem, RunStep, StepItem
 from ._registry_rows import (
-    chunks,
     only,
     read,
+    read_among,
     registered,
     row_of,
     text_of,
@@ -89,18 +89,15 @@ async def upsert_step(backend: Backend, run_id: str, item: StepItem) -> RunStep:
 
 
 async def _steps(backend: Backend, run_id: str, numbers: Sequence[int]) -> dict[int, RunStep]:
-    found: dict[int, RunStep] = {}
     where = [
         "run_id = {run_id:String}",
-        "step_number IN arrayMap(n -> toInt64(n), {numbers:Array(String)})",
+        "step_number IN arrayMap(n -> toInt64(n), {among:Array(String)})",
     ]
-    for chunk in chunks(map(str, numbers)):
-        parameters = {"run_id": run_id, "numbers": chunk}
-        for step in await read(
-            backend, RunStep, _STEPS, where, parameters, "step_number", len(chunk)
-        ):
-            found[step.step_number] = step
-    return found
+    parameters = {"run_id": run_id}
+    found = await read_among(
+        backend, RunStep, _STEPS, where, parameters, "step_number", map(str, numbers)
+    )
+    return {step.step_number: step for step in found}
 
 
 async def list_datapoints(
@@ -171,12 +168,11 @@ async def _datapoints(
     for project_id, datapoint_id in keys:
         by_project.setdefault(project_id, []).append(datapoint_id)
     found: dict[tuple[str, str], Datapoint] = {}
-    where = ["project_id = {project_id:String}", "datapoint_id IN {ids:Array(String)}"]
+    where = ["project_id = {project_id:String}", "datapoint_id IN {among:Array(String)}"]
     for project_id, ids in by_project.items():
-        for chunk in chunks(ids):
-            parameters = {"project_id": project_id, "ids": chunk}
-            for each in await read(
-                backend, Datapoint, _DATAPOINTS, where, parameters, "datapoint_id", len(chunk)
-            ):
-                found[project_id, each.datapoint_id] = each
+        parameters = {"project_id": project_id}
+        for each in await read_among(
+            backend, Datapoint, _DATAPOINTS, where, parameters, "datapoint_id", ids
+        ):
+            found[project_id, each.datapoint_id] = each
     return found
