@@ -25,6 +25,14 @@ _LIMIT = 100.0  # seconds; the first import of the engine reads some 500 MB
 # What may be set where the tests run and would change what they see.
 _UNSET = ("CLICKHOUSE_", "CARIBOU_", "LANGFUSE_", "KESTREL_", "FORCE_COLOR", "NO_COLOR", "COLUMNS")
 
+# A program that records the least there is to look at.
+ONE_ROLLOUT = """
+import caribou.sync as caribou
+with caribou.trace_run({"datapoint_id": "d", "phase": "eval", "run_id": "r", "trace_id": "a" * 32}):
+    caribou.log(caribou.Message(role="user", content="Hello"))
+caribou.shutdown()
+"""
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -8,24 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from commandline import caribou, environment, record, refused
+from commandline import ONE_ROLLOUT, caribou, environment, record, refused
 from support.servers import DoorServer
 
 pytest.importorskip("chdb", reason="the embedded engine is not installed")
-
-PROGRAM = """
-import caribou.sync as caribou
-with caribou.trace_run({"datapoint_id": "d", "phase": "eval", "run_id": "r", "trace_id": "a" * 32}):
-    caribou.log(caribou.Message(role="user", content="Hello"))
-caribou.shutdown()
-"""
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One recorded rollout."""
     home = tmp_path_factory.mktemp("recorded")
-    record(home, PROGRAM)
+    record(home, ONE_ROLLOUT)
     return home
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from support.kestrel import api, remote_backend
+from support.kestrel import api, get, remote_backend
 from support.rollouts import HOSTILE, Rollout, make_rollouts, store_rollouts
 from support.servers import DoorServer
 
@@ -26,12 +26,6 @@ async def client(door: DoorServer) -> AsyncIterator[httpx.AsyncClient]:
     await store_rollouts(backend, ROLLOUTS)
     async with api(backend) as client:
         yield client
-
-
-async def get(client: httpx.AsyncClient, path: str, **query: Any) -> Any:
-    answer = await client.get(path, params=query)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
 
 
 def chosen(**wanted: Any) -> list[Rollout]:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 import pytest_asyncio
-from support.kestrel import api, remote_backend
+from support.kestrel import api, get, remote_backend
 from support.rollouts import HOSTILE, RUNS, START, Rollout, make_rollouts, store_rollouts
 from support.servers import DoorServer
 
@@ -48,12 +48,6 @@ def backend(door: DoorServer, stored: str) -> RemoteBackend:
 async def client(backend: RemoteBackend) -> AsyncIterator[httpx.AsyncClient]:
     async with api(backend) as client:
         yield client
-
-
-async def get(client: httpx.AsyncClient, path: str, **query: Any) -> Any:
-    answer = await client.get(path, params=query)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
 
 
 async def all_pages(client: httpx.AsyncClient, path: str, **query: Any) -> list[Any]:

@@ -46,3 +46,10 @@ async def api(backend: Backend, **options: Any) -> AsyncIterator[httpx.AsyncClie
                 yield client
     finally:
         await backend.aclose()
+
+
+async def get(client: httpx.AsyncClient, path: str, **query: Any) -> Any:
+    """What the API answers, which must be a success."""
+    answer = await client.get(path, params=query)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
