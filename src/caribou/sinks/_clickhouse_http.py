@@ -6,14 +6,11 @@ This module imports aiohttp: import it late, in the thread that does the I/O.
 from __future__ import annotations
 
 import contextlib
-import ssl
 from collections.abc import AsyncIterator, Mapping
 
-import aiohttp
-
 from caribou.sinks._clickhouse_endpoint import Endpoint
-from caribou.sinks._clickhouse_errors import NoAnswer, clean, read_error
-from caribou.sinks._resolver import DaemonResolver
+from caribou.sinks._clickhouse_errors import read_error
+from caribou.sinks._http import as_no_answer, open_session
 
 __all__ = ["Client"]
 
@@ -21,10 +18,6 @@ __all__ = ["Client"]
 # interpreter lock for microseconds. They are copies because the transport may keep what it was
 # given, and the view must be free again when the request returns.
 _CHUNK = 256 * 1024
-
-# Seconds an idle connection is kept: less than the shortest time after which a server, or a gateway
-# in front of it, is known to hang up, since a request that meets the hang-up is an ambiguous one.
-_KEEP_ALIVE = 2.0
 
 
 class Client:
@@ -38,18 +31,12 @@ class Client:
         self, endpoint: Endpoint, *, timeout: float, connect_timeout: float, connections: int
     ) -> None:
         self._endpoint = endpoint
-        secure = endpoint.url.startswith("https:")
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=connections,
-                keepalive_timeout=_KEEP_ALIVE,
-                resolver=DaemonResolver(),
-                # Honours SSL_CERT_FILE and SSL_CERT_DIR.
-                ssl=ssl.create_default_context() if secure else True,
-            ),
-            timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=connect_timeout),
-            headers={"Accept-Encoding": "identity", "User-Agent": "caribou"},
-            cookie_jar=aiohttp.DummyCookieJar(),
+        self._session = open_session(
+            endpoint.url,
+            headers={},
+            connections=connections,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
         )
 
     async def request(
@@ -86,7 +73,7 @@ class Client:
             headers["Content-Encoding"] = encoding
         headers["Content-Length"] = str(len(data))  # otherwise the body would go in HTTP chunks
         upload = _Upload(data)
-        try:
+        with as_no_answer("server", "CLICKHOUSE_URL", lambda: upload.begun):
             async with self._session.post(
                 self._endpoint.url,
                 params=parameters,
@@ -101,20 +88,6 @@ class Client:
                     response.close()
                 read_error(response.status, response.headers, answer, silent=body is not None)
                 return answer
-        except aiohttp.ClientConnectorCertificateError as error:
-            raise NoAnswer(
-                "the server's certificate is not trusted; "
-                f"SSL_CERT_FILE names the file of authorities to trust ({clean(str(error))})",
-                sent=False,
-                permanent=True,
-            ) from None
-        except aiohttp.InvalidURL:
-            raise NoAnswer("CLICKHOUSE_URL is malformed", sent=False, permanent=True) from None
-        except TimeoutError:
-            raise NoAnswer("no answer within the time limit", sent=upload.begun) from None
-        except (aiohttp.ClientError, OSError) as error:
-            text = clean(str(error)) or type(error).__name__
-            raise NoAnswer(text, sent=upload.begun) from None
 
     async def aclose(self) -> None:
         """Close every connection."""

@@ -1,0 +1,128 @@
+"""What all HTTP of the sinks has in common: its sessions, and what becomes of their failures.
+
+This module imports aiohttp: import it late, in the thread that does the I/O.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from caribou.sinks._answers import NoAnswer, clean
+
+__all__ = ["as_no_answer", "open_session"]
+
+# Seconds an idle connection is kept: less than the shortest time after which a server, or a gateway
+# in front of it, is known to hang up, since a request that meets the hang-up is an ambiguous one.
+_KEEP_ALIVE = 2.0
+
+
+def open_session(
+    url: str,
+    *,
+    headers: Mapping[str, str],
+    connections: int,
+    timeout: float,
+    connect_timeout: float,
+) -> aiohttp.ClientSession:
+    """A session for requests to ``url``, over at most so many connections; times in seconds."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=connections,
+            keepalive_timeout=_KEEP_ALIVE,
+            resolver=_DaemonResolver(),
+            # Honours SSL_CERT_FILE and SSL_CERT_DIR.
+            ssl=ssl.create_default_context() if url.startswith("https:") else True,
+        ),
+        timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=connect_timeout),
+        headers={"Accept-Encoding": "identity", "User-Agent": "caribou", **headers},
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )
+
+
+@contextlib.contextmanager
+def as_no_answer(who: str, variable: str, sent: Callable[[], bool]) -> Generator[None]:
+    """Turn the HTTP library's failures of one request into :class:`NoAnswer`.
+
+    Args:
+        who: who was asked, for people.
+        variable: the environment variable that holds the address.
+        sent: whether any of the body may have left.
+    """
+    try:
+        yield
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise NoAnswer(
+            f"the {who}'s certificate is not trusted; "
+            f"SSL_CERT_FILE names the file of authorities to trust ({clean(str(error))})",
+            sent=False,
+            permanent=True,
+        ) from None
+    except aiohttp.InvalidURL:
+        raise NoAnswer(f"{variable} is malformed", sent=False, permanent=True) from None
+    except TimeoutError:
+        raise NoAnswer("no answer within the time limit", sent=sent()) from None
+    except (aiohttp.ClientError, OSError) as error:
+        raise NoAnswer(clean(str(error)) or type(error).__name__, sent=sent()) from None
+
+
+class _DaemonResolver(AbstractResolver):
+    """Look names up in a daemon thread.
+
+    The loop's own executor is joined when the process ends, and a name server that does not answer
+    would hold the exit up for as long as it likes.
+    """
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[Any]] = loop.create_future()
+
+        def settle(found: list[Any] | None, error: OSError | None) -> None:
+            if answer.done():
+                return
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(found or [])
+
+        def look_up() -> None:
+            found, error = None, None
+            try:
+                found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+            except OSError as failure:
+                error = failure
+            except UnicodeError as failure:  # a name that cannot be one
+                error = OSError(str(failure))
+            # The loop may be gone by the time an answer comes.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(settle, found, error)
+
+        try:
+            threading.Thread(target=look_up, name="caribou-resolve", daemon=True).start()
+        except RuntimeError:
+            # Python 3.12 starts no thread once the program has ended; exit has a deadline anyway.
+            look_up()
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address[0],
+                port=address[1],
+                family=found_family,
+                proto=protocol,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for found_family, _, protocol, _, address in await answer
+        ]
+
+    async def close(self) -> None:
+        """Nothing is held."""
