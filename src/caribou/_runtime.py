@@ -122,9 +122,6 @@ class Runtime:
                 dropped=dict(refused),
             )
         for name, (ledger, tables) in self._dispatcher.accounts().items():
-            if tables <= self._kept:
-                # It only looks on, at what the local store has.
-                continue
             streams = [self.streams[table] for table in tables]
             rows = partial(sum, (stream.rows for stream in streams))
             # What is refused is rows of rollouts, and never registrations.
