@@ -94,7 +94,7 @@ def configure(
             returns it as it may be written. Ids, times and the like stay as they are. If it raises,
             the row is written without its content.
         disabled: record nothing (``CARIBOU_DISABLED``).
-        debug: show spans on the console as they end (``CARIBOU_TRACE_DEBUG``).
+        debug: show every record on standard error as it is logged (``CARIBOU_TRACE_DEBUG``).
         batch_bytes: deliver at most this many bytes of rows at once; by default 4 MiB.
         batch_rows: deliver at most this many rows at once; by default 50,000.
         batch_age: deliver a row after at most this many seconds; by default 0.5.

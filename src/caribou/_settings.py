@@ -49,7 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         sample_rate: the share of rollouts to record, 0.0 to 1.0.
         redact: sees every row before it is written anywhere.
         disabled: record nothing.
-        debug: show spans on the console.
+        debug: show every record on standard error.
         batch_bytes: a batch holds at most this many bytes of rows.
         batch_rows: and at most this many rows.
         batch_age: and waits at most this many seconds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import time
@@ -18,8 +19,10 @@ _INDENT = "  "
 _DEEPEST = 12
 _MOST_SCOPES = 10_000
 # Of a long value only the beginning is looked at: reading all of it would hold up the program.
-_LOOKED_AT = 800
-_MOST_TEXT = 200
+_LOOKED_AT = 200
+_DECODED = 4096
+# Text in which every character takes one column.
+_NARROW = re.compile("[ -~\xa1-\xac\xae-\u02ff…→]*")
 # A letter with more marks than any language needs paints over the lines around it.
 _MOST_MARKS = 3
 
@@ -31,6 +34,9 @@ _UNSEEN = re.compile(
 _KINDS = {"message": "36", "tool": "33", "grade": "32", "event": "35"}
 _TRACES = ("36", "35", "32", "33", "34", "96", "95", "92", "93", "94")
 _DIM, _BOLD, _RED = "2", "1", "31"
+
+_TAKEN = ("input_tokens", "cache_read_tokens", "cache_write_tokens")
+_GIVEN = ("output_tokens", "reasoning_tokens")
 
 # Text and how it is shown: the parameters of "select graphic rendition", empty for as it is.
 _Segment = tuple[str, str]
@@ -64,6 +70,7 @@ class _Row(msgspec.Struct):
     step_number: int | None = None
     datapoint_id: str = ""
     turns: int = 0
+    usage: dict[str, dict[str, float]] = {}
     error_type: str = ""
     error_message: str | None = None
     late: bool = False
@@ -90,7 +97,7 @@ def harmless(text: str) -> str:
     text = _UNSEEN.sub("", " ".join(text.split()))
     if not text.isprintable():
         text = "".join(char if char.isprintable() else _escape(char) for char in text)
-    return text if text.isascii() else "".join(_with_few_marks(text))
+    return text if _NARROW.fullmatch(text) else "".join(_with_few_marks(text))
 
 
 def _escape(char: str) -> str:
@@ -105,6 +112,7 @@ def _with_few_marks(text: str) -> Iterator[str]:
             yield char
 
 
+@functools.lru_cache(1024)
 def _cells(char: str) -> int:
     if unicodedata.east_asian_width(char) in "WF":
         return 2
@@ -113,16 +121,20 @@ def _cells(char: str) -> int:
 
 def width_of(text: str) -> int:
     """The columns that a harmless text takes in a terminal."""
-    return len(text) if text.isascii() else sum(map(_cells, text))
+    return len(text) if _NARROW.fullmatch(text) else sum(map(_cells, text))
 
 
 def cut(text: str, width: int) -> str:
     """A harmless text in at most ``width`` columns; one that is cut ends in an ellipsis."""
     if width_of(text) <= width:
         return text
+    if width <= 0:
+        return ""
+    if _NARROW.fullmatch(text):
+        return text[: width - 1] + "…"
     columns = itertools.accumulate(map(_cells, text))
     kept = sum(1 for _ in itertools.takewhile(lambda column: column < width, columns))
-    return text[:kept] + "…" if width > 0 else ""
+    return text[:kept] + "…"
 
 
 class Lines:
@@ -137,25 +149,27 @@ class Lines:
         says nothing new. ``width`` is the most columns it takes."""
         try:
             shown = _decode(row)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            # The column of a later version, or a redaction hook that changed a type.
+            segments = self._rollout(shown) if not shown.span_id else self._span(shown)
+        except (msgspec.DecodeError, ValueError, ArithmeticError):
+            # A column of a later version, or a redaction hook that changed a type.
             return ""
-        segments = self._rollout(shown) if not shown.span_id else self._span(shown)
         return _painted(segments, width, colour=colour)
 
     def _rollout(self, row: _Row) -> list[_Segment]:
         if row.version > 1:
             # Told again, as something was logged after the end.
             return []
-        head = [*_head(row, f"{row.turns} turns" if row.turns else "")]
+        turns = f"{row.turns} turn{'' if row.turns == 1 else 's'}" if row.turns else ""
+        head = list(_head(row, turns))
         if row.status == "PENDING":
             step = "" if row.step_number is None else f"step {row.step_number}"
             where = " · ".join(filter(None, (row.phase, row.run_id, step, row.datapoint_id)))
             return [*head, ("● rollout", _BOLD), (f"  {harmless(where)}", "")]
         failed = row.status not in ("COMPLETED", "TRUNCATED", "ABORTED")
-        tail = [("■ rollout ", _BOLD), (row.status, _RED if failed else "32"), *_facts(row)]
+        outcome = (harmless(row.status), _RED if failed else "32")
+        tail = [("■ rollout ", _BOLD), outcome, *_facts(row)]
         why = ": ".join(filter(None, (row.error_type, row.error_message)))
-        return [*head, *tail, (f"  {harmless(why[:_LOOKED_AT])}", _RED)]
+        return [*head, *tail, (f"  {_first(why)}", _RED)]
 
     def _span(self, row: _Row) -> list[_Segment]:
         depth = self._depth(row.parent_span_id)
@@ -218,8 +232,13 @@ def _facts(row: _Row) -> list[_Segment]:
     facts: list[str] = []
     if row.duration_ms is not None:
         facts.append(_duration(row.duration_ms))
-    taken = row.input_tokens + row.cache_read_tokens + row.cache_write_tokens
-    given = row.output_tokens + row.reasoning_tokens
+    buckets = {bucket: getattr(row, bucket) for bucket in (*_TAKEN, *_GIVEN)}
+    # A rollout's own columns say nothing of the caches.
+    usage = list(row.usage.values()) or [buckets]
+    taken, given = (
+        int(sum(model.get(bucket, 0) for model in usage for bucket in direction))
+        for direction in (_TAKEN, _GIVEN)
+    )
     if taken or given:
         facts.append(f"{taken:,} → {given:,} tokens")
     return [(f"  {' · '.join(facts)}", _DIM)] if facts else []
@@ -264,12 +283,13 @@ def _text(raw: msgspec.Raw) -> str:
         if any(isinstance(text, str) for text in texts):
             shown = [text for text in texts if isinstance(text, str)]
             rest = len(texts) - len(shown)
-            value = " ".join(shown) + (f" (and {rest} more parts)" if rest else "")
+            value = " ".join(shown) + (f" (+{rest} more)" if rest else "")
     return _first(value if isinstance(value, str) else _compact(value))
 
 
 def _first(text: str) -> str:
-    return cut(harmless(text[:_LOOKED_AT]), _MOST_TEXT)
+    shown = harmless(text[:_LOOKED_AT])
+    return shown if len(text) <= _LOOKED_AT else f"{shown}…"
 
 
 def _member(value: Any, key: str) -> Any:
@@ -282,7 +302,7 @@ def _compact(value: Any) -> str:
 
 def _value(raw: msgspec.Raw) -> Any:
     """What JSON holds; of a long value, the beginning as text."""
-    data = bytes(memoryview(raw)[: 4 * _LOOKED_AT])
+    data = bytes(memoryview(raw)[:_DECODED])
     if len(memoryview(raw)) == len(data):
         return msgspec.json.decode(data) if data else None
     if not data.startswith(b'"'):
@@ -300,8 +320,9 @@ def _painted(segments: list[_Segment], width: int, *, colour: bool) -> str:
     """The segments as a line, in as many columns as there are."""
     painted: list[str] = []
     for text, style in segments:
-        part = cut(text, width)
-        width -= width_of(part)
+        columns = width_of(text)
+        part = text if columns <= width else cut(text, width)
+        width -= columns
         painted.append(f"\x1b[{style}m{part}\x1b[0m" if colour and style and part else part)
         if width <= 0:
             break
