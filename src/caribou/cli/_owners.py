@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import JournalError
 from ..journal.cursor import Cursor
-from ..journal.owner import OwnerInfo, owner_folders, read_info, takes
+from ..journal.owner import OwnerInfo, owner_folders, read_info, stores, takes
 from ..journal.reader import SegmentFile, segment_files
 
 __all__ = ["servers_waited_for", "undelivered"]
@@ -39,6 +39,6 @@ def servers_waited_for(journal: Path) -> dict[str, int]:
         if info.local:
             continue
         waiting = undelivered(folder, info)
-        for target in {target for sink, target, _, _ in waiting if takes(sink, "spans")}:
+        for target in {target for sink, target, _, _ in waiting if stores(sink, "spans")}:
             found[target] = found.get(target, 0) + 1
     return found

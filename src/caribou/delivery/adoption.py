@@ -113,7 +113,7 @@ class Adoption:
         if info.format != FORMAT:
             raise JournalError(f"it has format {info.format}, this version knows {FORMAT}")
         links = self._links_for(info)
-        return bool(links) and concerns(folder, [link.sink for link in links])
+        return bool(links) and concerns(folder, info, [link.sink for link in links])
 
     def _links_for(self, info: OwnerInfo) -> list[Link]:
         return [

@@ -1,0 +1,147 @@
+"""Spans as OTLP, in protobuf.
+
+Needs the package opentelemetry-proto (extras ``otlp`` and ``langfuse``): import this module late.
+A span is encoded alone, by the package, so that it is known how large it is; the messages around
+many of them are put together here, as a protobuf message is no more than its fields in a row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as Message
+from opentelemetry.proto.trace.v1.trace_pb2 import SpanFlags, Status
+
+from caribou._version import __version__
+
+from . import attributes as names
+from .spans import Span, Value
+
+__all__ = ["Envelope", "encode_span", "rejected"]
+
+_TRACE_ID: Final = re.compile(r"[0-9a-f]{32}")
+_SPAN_ID: Final = re.compile(r"[0-9a-f]{16}")
+_KINDS: Final = {"internal": Message.SPAN_KIND_INTERNAL, "client": Message.SPAN_KIND_CLIENT}
+# Fields of TracesData, ResourceSpans and ScopeSpans; all hold messages or texts.
+_RESOURCE_SPANS: Final = b"\x0a"
+_RESOURCE: Final = b"\x0a"
+_SCOPE_SPANS: Final = b"\x12"
+_SCOPE: Final = b"\x0a"
+_SPANS: Final = b"\x12"
+_SCHEMA_URL: Final = b"\x1a"
+_FLAGS: Final = 0x001 | SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
+
+
+def encode_span(span: Span) -> bytes:
+    """One span, as it stands in a request.
+
+    Raises:
+        ValueError: an id is malformed, for which receivers refuse a whole request, or a value
+            cannot be told in OTLP.
+    """
+    parent = span.parent_span_id
+    if not _TRACE_ID.fullmatch(span.trace_id) or not _SPAN_ID.fullmatch(span.span_id):
+        raise ValueError("a trace id must have 32 and a span id 16 hex digits")
+    if parent and not _SPAN_ID.fullmatch(parent):
+        raise ValueError("a parent's span id must have 16 hex digits")
+    events: list[Any] = [
+        {
+            "name": event.name,
+            "time_unix_nano": event.time_ns,
+            "attributes": _attributes(event.attributes),
+        }
+        for event in span.events
+    ]
+    message = Message(
+        trace_id=bytes.fromhex(span.trace_id),
+        span_id=bytes.fromhex(span.span_id),
+        parent_span_id=bytes.fromhex(parent),
+        name=span.name,
+        kind=_KINDS[span.kind],
+        start_time_unix_nano=span.start_ns,
+        end_time_unix_nano=span.end_ns,
+        # Given as dicts they are made in C.
+        attributes=_attributes(span.attributes),
+        events=events,
+        status=Status(code=Status.STATUS_CODE_ERROR, message=span.status_message)
+        if span.failed
+        else None,
+        # Sampled; and it is known that the parent is not another process's.
+        flags=_FLAGS,
+    )
+    return _field(_SPANS, message.SerializeToString())
+
+
+class Envelope:
+    """What stands around spans in a request: where they come from, and which library says so."""
+
+    def __init__(self, resource: Mapping[str, str]) -> None:
+        """``resource`` are attributes of the program's; its service's name among them."""
+        attributes = {
+            names.SERVICE_NAME: names.UNKNOWN_SERVICE,
+            names.SDK_NAME: "caribou",
+            names.SDK_LANGUAGE: "python",
+            names.SDK_VERSION: __version__,
+            **resource,
+        }
+        scope = InstrumentationScope(name="caribou", version=__version__).SerializeToString()
+        schema = _field(_SCHEMA_URL, names.SCHEMA_URL.encode())
+        described = Resource(attributes=_attributes(attributes)).SerializeToString()
+        self._resource = _field(_RESOURCE, described)
+        self._scope = _field(_SCOPE, scope) + schema
+
+    def around(self, spans: Sequence[bytes]) -> bytes:
+        """A whole request of these spans."""
+        size = len(self._scope) + sum(map(len, spans))
+        scope_spans = _SCOPE_SPANS + _varint(size)
+        head = self._resource + scope_spans
+        start = _RESOURCE_SPANS + _varint(len(head) + size) + head + self._scope
+        return b"".join((start, *spans))
+
+
+def rejected(answer: bytes) -> tuple[int, str]:
+    """How many spans a receiver that answered in protobuf did not take, and what it says.
+
+    Raises:
+        ValueError: it is no such answer.
+    """
+    try:
+        partial = ExportTraceServiceResponse.FromString(answer).partial_success
+    except Exception as error:  # the package's own class, which has no public name
+        raise ValueError(str(error)) from None
+    return partial.rejected_spans, partial.error_message
+
+
+def _attributes(attributes: Mapping[str, Value]) -> list[Any]:
+    return [{"key": key, "value": _value(value)} for key, value in attributes.items()]
+
+
+def _value(value: Value) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"string_value": value}
+    if isinstance(value, bool):
+        return {"bool_value": value}
+    if isinstance(value, int):
+        # A sum of token counts may be more than the field holds.
+        return {"int_value": max(-(1 << 63), min(value, (1 << 63) - 1))}
+    if isinstance(value, float):
+        return {"double_value": value}
+    return {"array_value": {"values": [{"string_value": item} for item in value]}}
+
+
+def _field(tag: bytes, data: bytes) -> bytes:
+    return tag + _varint(len(data)) + data
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
