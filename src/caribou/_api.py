@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +22,8 @@ from .errors import InvalidType, InvalidValue
 from .records import Phase, RolloutStatus, TraceMeta
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
+
     from .kestrel.client import KestrelClient
 
 __all__ = [
@@ -61,6 +63,7 @@ def configure(
     langfuse_secret_key: str | None = None,
     langfuse_host: str | None = None,
     otlp: str | Mapping[str, object] | None = None,
+    exporters: Sequence[SpanExporter] | None = None,
     home: str | os.PathLike[str] | None = None,
     journal_dir: str | os.PathLike[str] | None = None,
     journal: Literal["disk", "memory"] | None = None,
@@ -95,6 +98,9 @@ def configure(
         otlp: the endpoint of an OTLP/HTTP backend (``OTEL_EXPORTER_OTLP_ENDPOINT``), to which
             ``/v1/traces`` is added, or ``{"endpoint": ..., "headers": {...}}``; an empty text means
             none.
+        exporters: OpenTelemetry ``SpanExporter`` objects, which get every rollout as spans. Each
+            is called in a thread of its own, and shut down with ``shutdown()`` or when it is
+            replaced. An empty list means none.
         home: Caribou's folder (``CARIBOU_HOME``), by default ``.caribou``.
         journal_dir: the journal's folder (``CARIBOU_JOURNAL_DIR``), by default ``journal`` in
             ``home``.
