@@ -472,11 +472,11 @@ def test_an_exporter_that_stays_is_neither_restarted_nor_shut_down() -> None:
     rollout()
     assert _process.current() is not runtime
     assert caribou.sync.flush(10).complete
-    assert exporters[0].ended == []
+    assert exporters[0].ended == ["force_flush"]
     assert sum(map(len, exporters[0].calls)) == 8
     caribou.configure(exporters=[])
     assert caribou.sync.flush(10).complete
-    assert exporters[0].ended == ["force_flush", "shutdown"]
+    assert exporters[0].ended == ["force_flush", "force_flush", "shutdown"]
 
 
 class Hostile:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from . import _process
+from ._exporters import SpanExporter
 from ._failures import MAX_MESSAGE
 from ._log import log
 from ._managers import NullRecorder, SpanManager, TraceManager
@@ -22,8 +23,6 @@ from .errors import InvalidType, InvalidValue
 from .records import Phase, RolloutStatus, TraceMeta
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace.export import SpanExporter
-
     from .kestrel.client import KestrelClient
 
 __all__ = [

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from .errors import InvalidType, InvalidValue
 
-__all__ = ["Exporters", "check_exporters"]
+__all__ = ["Exporters", "SpanExporter", "check_exporters"]
 
 _FORM: Final = "must be a list of OpenTelemetry SpanExporters, with export() and shutdown()"
 _LONGEST_NAME: Final = 40
+
+
+class SpanExporter(Protocol):
+    """What is asked of an exporter. That of OpenTelemetry is one, and has ``force_flush()`` too."""
+
+    def export(self, spans: Any, /) -> Any:
+        """Take a list of ``ReadableSpan``s; ``SpanExportResult.SUCCESS`` says that it has."""
+        ...
+
+    def shutdown(self) -> None:
+        """End; nothing is exported afterwards."""
+        ...
 
 
 class Exporters:

@@ -126,10 +126,9 @@ class Exporter:
 
     async def aclose(self) -> None:
         """Have the exporter flush and shut down, unless a call of it hangs; see ``Sink``."""
-        if not self.stays:
-            # No thread can be started, it takes too long, or it raises: it was asked.
-            with contextlib.suppress(RuntimeError, TimeoutError, Raised):
-                await _outcome(self._driver.submit(self._bid_farewell), _FAREWELL)
+        # No thread can be started, it takes too long, or it raises: it was asked.
+        with contextlib.suppress(RuntimeError, TimeoutError, Raised):
+            await _outcome(self._driver.submit(self._bid_farewell), _FAREWELL)
         self._driver.release()
 
     async def _call(
@@ -201,8 +200,9 @@ class Exporter:
         # Older exporters have no force_flush().
         with contextlib.suppress(Raised):
             ask(self.exporter, "force_flush", int(_FAREWELL / 2 * 1000))
-        with contextlib.suppress(Raised):
-            ask(self.exporter, "shutdown")
+        if not self.stays:
+            with contextlib.suppress(Raised):
+                ask(self.exporter, "shutdown")
 
 
 async def _outcome(call: Future[_T], timeout: float) -> _T:
