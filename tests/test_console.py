@@ -315,6 +315,7 @@ ANY_TEXT = st.text(
 )
 
 
+@patient
 @given(ANY_TEXT)
 @example("\x1b[31m\x9b\u202e\u200b\u2028\ud800\U000e0041")
 def test_text_is_made_harmless(text: str) -> None:
@@ -324,11 +325,13 @@ def test_text_is_made_harmless(text: str) -> None:
     assert not re.search("[\u200d\ufe0f\u115f\u3164]", safe)
 
 
+@patient
 @given(st.text(st.characters(categories=["L", "N", "P", "S"], exclude_characters="\u115f\u1160")))
 def test_text_that_is_harmless_stays(text: str) -> None:
     assert harmless(text) == re.sub("[\u3164\uffa0]", "", text)
 
 
+@patient
 @given(ANY_TEXT.map(harmless), st.integers(0, 40))
 def test_text_is_cut_to_columns(text: str, width: int) -> None:
     short = cut(text, width)
@@ -345,6 +348,7 @@ def test_wide_characters_take_two_columns() -> None:
     assert unicodedata.normalize("NFC", cut("e\u0301e\u0301e\u0301", 2)) == "é…"
 
 
+@patient
 @given(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('"\\😀\x1f'), min_size=1))
 def test_the_first_of_a_long_content_is_shown(text: str) -> None:
     whole = text * (20_000 // len(text))
@@ -367,6 +371,7 @@ JSON = st.recursive(
 COLUMNS = ("content", "kind", "status", "data", "start_time", "span_id", "trace_id", "tool_calls")
 
 
+@patient
 @given(st.dictionaries(st.sampled_from(COLUMNS), JSON))
 def test_a_row_of_any_form_makes_at_most_one_line(row: dict[str, Any]) -> None:
     line = Lines().line(json.dumps(row).encode(), width=100, colour=False)

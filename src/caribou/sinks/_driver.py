@@ -6,6 +6,7 @@ of the object until it has returned.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -67,6 +68,9 @@ class Driver:
         with _lock:
             driver = _drivers.setdefault(id(driven), cls(driven))
             driver._users += 1
+            # At once: Python 3.12 starts no thread once the program has ended.
+            with contextlib.suppress(RuntimeError):
+                driver._start()
             return driver
 
     def release(self) -> None:
@@ -93,12 +97,15 @@ class Driver:
         """
         future: Future[Any] = Future()
         with _lock:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="caribou-exporter", daemon=True)
-                thread.start()
-                self._thread = thread
+            self._start()
             self._jobs.put((future, function))
         return future
+
+    def _start(self) -> None:
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="caribou-exporter", daemon=True)
+            thread.start()
+            self._thread = thread
 
     def _run(self) -> None:
         while True:

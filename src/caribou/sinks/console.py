@@ -63,7 +63,12 @@ class Console:
         self._gone = False
         self._woken = threading.Event()
         self._ending = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._run, name="caribou-console", daemon=True)
+        try:
+            # At once: Python 3.12 starts no thread once the program has ended.
+            self._thread.start()
+        except RuntimeError:
+            self._gone = True
 
     def load(self) -> None:
         """Nothing to import."""
@@ -82,13 +87,6 @@ class Console:
         if rows:
             self._bytes_taken += len(rows)
             self._waiting.append((batch.table, rows))
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="caribou-console", daemon=True)
-            try:
-                self._thread.start()
-            except RuntimeError:
-                # Python 3.12 starts no thread once the program has ended.
-                self._gone = True
         self._woken.set()
 
     async def confirm(self, batch: Batch) -> bool:
@@ -100,7 +98,7 @@ class Console:
         self._ending.set()
         self._woken.set()
         for _ in range(_FAREWELL_LOOKS):
-            if self._thread is None or not self._thread.is_alive():
+            if not self._thread.is_alive():
                 return
             await asyncio.sleep(0.01)
 
