@@ -280,3 +280,15 @@ def test_instrumented_libraries_make_no_spans_of_what_an_exporter_does() -> None
     assert caribou.sync.flush(10).complete
     assert set(suppressed) == {True}
     assert context.get_value(context._SUPPRESS_INSTRUMENTATION_KEY) is None
+
+
+def test_an_exporter_that_hangs_when_it_ends_keeps_no_deadline_waiting(
+    gate: threading.Event,
+) -> None:
+    exporter = Odd(success)
+    exporter.shutdown = gate.wait  # type: ignore[method-assign,assignment]
+    caribou.configure(exporters=[exporter])
+    rollout()
+    began = time.monotonic()
+    caribou.sync.shutdown(1)
+    assert time.monotonic() - began < 2
