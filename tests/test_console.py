@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import io
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.rows import make_batch, span_lines
 from support.servers import DoorServer
+from support.waiting import wait_until
 
 from caribou.sinks._console_lines import Lines, cut, harmless, width_of
 from caribou.sinks.console import Console
@@ -45,7 +47,9 @@ HEAD = re.compile(r"\d\d:\d\d:\d\d\.\d{3} abababab (.*)")
 
 
 def start(program: str, home: Path, stderr: int, **environ: str) -> subprocess.Popen[str]:
-    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
+    # The default is a buffer, which has a lock.
+    unset = ("NO_COLOR", "TERM", "PYTHONUNBUFFERED")
+    kept = {name: value for name, value in os.environ.items() if name not in unset}
     return subprocess.Popen(
         [sys.executable, "-c", PREAMBLE + textwrap.dedent(program)],
         env={**kept, "CARIBOU_HOME": str(home), "CARIBOU_TRACE_DEBUG": "1", **environ},
@@ -216,7 +220,7 @@ def test_a_pipe_that_nobody_reads_holds_up_nothing(
     reader, writer = os.pipe()
     environ = {"CLICKHOUSE_URL": door.url, "CLICKHOUSE_DATABASE": database}
     with start(program, tmp_path, writer, **environ) as process:
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=30)
     os.close(writer)
     left = os.read(reader, 1 << 20)
     os.close(reader)
@@ -243,13 +247,23 @@ def test_a_pipe_that_is_closed_ends_nothing(tmp_path: Path) -> None:
 
 
 def test_a_terminal_that_does_not_block_gets_everything(tmp_path: Path) -> None:
+    program = """
+    asyncio.run(many(1000))
+    sys.stdin.readline()
+    """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    with start("asyncio.run(many(1000))", tmp_path, writer) as process:
+    with start(program, tmp_path, writer) as process, os.fdopen(reader) as lines:
         os.close(writer)
-        with os.fdopen(reader) as lines:
-            assert len(shown(lines.read().splitlines())) == 1002
-        process.communicate(timeout=60)
+        wait_until(lambda: waiting_bytes(reader) > 50_000)
+        found = [lines.readline().rstrip("\n") for _ in range(1002)]
+        process.communicate("end\n", timeout=60)
+    assert len(shown(found)) == 1002
+
+
+def waiting_bytes(pipe: int) -> int:
+    (count,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4))
+    return count
 
 
 @pytest.mark.parametrize("standing_in", ["None", "io.StringIO()", "Closed()", "object()"])
@@ -290,6 +304,22 @@ async def _shown_late(stream: TextIO, lines: TextIO, rows: list[dict[str, Any]])
     assert 0 < read < len(rows)
     assert read + int(match[1].replace(",", "")) == len(rows)
     await closing
+
+
+@pytest.mark.asyncio
+async def test_a_rollout_ends_after_what_was_logged_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Time enough for a slow machine: here it is the next rows that bring the end out.
+    monkeypatch.setattr("caribou.sinks.console._AFTER_OTHERS", 60)
+    out = io.StringIO()
+    console = Console(out)
+    ended = {"trace_id": "a" * 32, "start_time": "1790000000.000000000", "status": "COMPLETED"}
+    await console.send(make_batch([ended | {"status": "PENDING"}], table="traces"))
+    await console.send(make_batch([ended], table="traces"))
+    await asyncio.to_thread(wait_until, lambda: "● rollout" in out.getvalue())
+    await console.send(make_batch(span_lines(1)))
+    await console.aclose()
+    begun, record, end = out.getvalue().splitlines()
+    assert ("● rollout" in begun, "content 0" in record, "■ rollout" in end) == (True, True, True)
 
 
 def test_an_outer_scope_is_remembered_however_many_lie_in_it() -> None:

@@ -121,6 +121,21 @@ def test_a_call_that_hangs_delays_nobody(gate: threading.Event) -> None:
     assert hanging.ended == []
 
 
+def test_a_call_that_hangs_is_the_only_one_whoever_configures_what(gate: threading.Event) -> None:
+    hanging = Odd(lambda spans: SpanExportResult.SUCCESS if gate.wait() else None)
+    caribou.configure(exporters=[hanging])
+    rollout()
+    wait_until(lambda: len(hanging.calls) == 1)
+    caribou.configure(batch_rows=7)
+    rollout()
+    assert not caribou.sync.flush(0.5).complete
+    assert len(hanging.calls) == 1
+    gate.set()
+    assert caribou.sync.flush(20).complete
+    taken = [span for call in hanging.calls for span in call]
+    assert len(taken) == len(set(taken)) == 8
+
+
 def test_a_call_that_returns_late_is_believed(gate: threading.Event) -> None:
     exporter = Odd(lambda spans: SpanExportResult.SUCCESS if gate.wait() else None)
     asyncio.run(_returning_late(exporter, gate))
