@@ -312,9 +312,8 @@ async def test_a_rollout_ends_after_what_was_logged_in_it(monkeypatch: pytest.Mo
     monkeypatch.setattr("caribou.sinks.console._AFTER_OTHERS", 60)
     out = io.StringIO()
     console = Console(out)
-    ended = {"trace_id": "a" * 32, "start_time": "1790000000.000000000", "status": "COMPLETED"}
-    await console.send(make_batch([ended | {"status": "PENDING"}], table="traces"))
-    await console.send(make_batch([ended], table="traces"))
+    row = b'{"trace_id":"a","start_time":"1790000000.000000000","status":"%b"}'
+    await console.send(make_batch([row % b"PENDING", row % b"COMPLETED"], table="traces"))
     await asyncio.to_thread(wait_until, lambda: "● rollout" in out.getvalue())
     await console.send(make_batch(span_lines(1)))
     await console.aclose()

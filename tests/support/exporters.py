@@ -26,10 +26,10 @@ class Odd(SpanExporter):
         self._inside = threading.Lock()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.calls.append([ids(span) for span in spans])
         # Never two calls at once.
         assert self._inside.acquire(blocking=False)
         try:
-            self.calls.append([ids(span) for span in spans])
             return self.does(spans)
         finally:
             self._inside.release()
