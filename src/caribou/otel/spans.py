@@ -23,6 +23,7 @@ __all__ = [
     "bounded",
     "exceptions",
     "is_open",
+    "is_scope",
     "model_of",
     "nanoseconds",
     "put",
@@ -86,6 +87,11 @@ def is_open(row: Row) -> bool:
     """Whether this is the first row of a scope or a rollout, written when it opened. Its last one
     is to come."""
     return row.get("status") == "PENDING" and "end_time" not in row
+
+
+def is_scope(row: Row) -> bool:
+    """Whether the row is of a ``span()``, whose kind may be any word, also that of a record."""
+    return "version" in row
 
 
 def base(row: Row) -> dict[str, Any]:
@@ -184,7 +190,6 @@ def bounded(row: Row, longest: int = LONGEST_VALUE) -> Row:
     return kept | {_OVERSIZE: oversize} if oversize else row
 
 
-def sizes(row: Row, attributes: Attributes, prefix: str = names.ORIGINAL_BYTES) -> None:
-    """Note the bytes that values had before they were cut."""
-    for name, size in as_mapping(row.get(_OVERSIZE)).items():
-        attributes[prefix + name] = size
+def sizes(row: Row) -> Mapping[str, int]:
+    """The bytes that values had which :func:`bounded` cut, by column."""
+    return row.get(_OVERSIZE) or {}
