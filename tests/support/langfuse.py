@@ -1,9 +1,9 @@
 """A model of what Langfuse takes, written from its public reference.
 
-https://langfuse.com/integrations/native/opentelemetry: spans at ``/api/public/otel/v1/traces``, basic
-authentication, the header of the ingestion version, the mapping of attributes to observations.
-https://api.reference.langfuse.com: scores at ``/api/public/scores``. Observations and scores replace
-themselves by their ids.
+Spans at ``/api/public/otel/v1/traces`` with basic authentication and the header of the ingestion
+version, and how attributes become observations:
+https://langfuse.com/integrations/native/opentelemetry. Scores at ``/api/public/scores``:
+https://api.reference.langfuse.com. Observations and scores replace themselves by their ids.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ class Listener:
     def __init__(self) -> None:
         self.port = 0
         self.called = threading.Event()
+        self.waiting = 0
         self._go = asyncio.Event()
         self._go.set()
         self._loop = asyncio.new_event_loop()
@@ -73,5 +74,7 @@ class Listener:
         body = await request.read()
         self.note(request)
         self.called.set()
+        self.waiting += 1
         await self._go.wait()
+        self.waiting -= 1
         return await self.answer(request, body)
