@@ -45,13 +45,14 @@ class Langfuse(Receiver):
 
     def __init__(self) -> None:
         super().__init__()
+        self.authorization = AUTHORIZATION
         self.scores: dict[str, dict[str, Any]] = {}
         self.score_calls = 0
         self.score_answers: Callable[[dict[str, Any]], Refusal | None] = lambda score: None
         self.complaints: list[str] = []
 
     async def answer(self, request: web.Request, body: bytes) -> web.Response:
-        if request.headers.get("Authorization") != AUTHORIZATION:
+        if request.headers.get("Authorization") != self.authorization:
             said = {"message": "Invalid credentials. Confirm that you've configured the right host"}
             return web.json_response(said, status=401)
         match request.raw_path:
@@ -148,6 +149,20 @@ class Langfuse(Receiver):
     def _require(self, condition: bool, complaint: str) -> None:
         if not condition:
             self.complaints.append(complaint)
+
+
+def settings(there: Langfuse) -> dict[str, str]:
+    """What ``configure`` is given for it."""
+    return {
+        "langfuse_public_key": PUBLIC_KEY,
+        "langfuse_secret_key": SECRET_KEY,
+        "langfuse_host": there.url,
+    }
+
+
+def variables(there: Langfuse) -> dict[str, str]:
+    """The same in the environment."""
+    return {name.upper(): value for name, value in settings(there).items()}
 
 
 def _json(text: str | None) -> Any:

@@ -66,6 +66,7 @@ class Receiver(Listener):
         self.requests: list[Request] = []
         self.spans: dict[tuple[str, str], Received] = {}
         self.received = 0
+        self.asked = 0
         self.answers: Callable[[Request], Refusal | None] = lambda request: None
         self.rejects: Callable[[Received], bool] = lambda span: False
         self.says = ""
@@ -84,6 +85,9 @@ class Receiver(Listener):
 
     def take_spans(self, request: web.Request, body: bytes) -> web.Response:
         """Decode, keep and answer a request of spans."""
+        if not body:
+            self.asked += 1
+            return self.success(0)
         decoded = decode(request, body)
         self.requests.append(decoded)
         refusal = self.answers(decoded)

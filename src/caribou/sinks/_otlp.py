@@ -153,6 +153,14 @@ class SpanSender:
             await self._request(client, self._envelope.around(spans))
         self._sent[batch.table] = batch.batch_id, number
 
+    async def ask(self, client: Client) -> None:
+        """Send a request without spans.
+
+        Raises:
+            SinkError: the server does not take it.
+        """
+        await self._request(client, b"")
+
     async def _request(self, client: Client, request: bytes) -> None:
         from caribou.sinks._otlp_http import partial_success
 
