@@ -217,7 +217,9 @@ def _message(row: Row, attributes: Attributes) -> None:
     message = _some(row, ("role", "content", "tool_calls", "tool_call_id"))
     message.setdefault("content", None)
     put(message, "name", row.get("tool_name"))
-    if row["role"] != "assistant":
+    # Whatever has tokens or a cost is a generation, as they would count nowhere else.
+    called = "cost_usd" in row or any(name in row for name in _USAGE)
+    if row["role"] != "assistant" and not called:
         attributes[names.OBSERVATION_TYPE] = "event"
         attributes[names.OBSERVATION_INPUT] = as_text([message])
         return
