@@ -23,7 +23,7 @@ from array import array
 from dataclasses import dataclass
 
 from harness import PeakMemory, gil_hog, measure, quantile, table, texts, watch_lag
-from sides import Side, make
+from sides import SERVICES, Side, make
 
 PAUSE = 0.1  # seconds between two records of one agent
 
@@ -115,7 +115,7 @@ def main() -> None:
             for name in SIDES:
                 print(f"{repetition + 1}/{arguments.repeat} {scenario} {name}", file=sys.stderr)
                 options = ("--run", name, scenario, "--seconds", str(arguments.seconds))
-                figures = measure("lag.py", *options, sink=name != "bare")
+                figures = measure("lag.py", *options, services=SERVICES[name])
                 runs.setdefault((scenario, name), []).append(figures)
     rows: list[list[str]] = []
     for (scenario, name), results in runs.items():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -88,6 +90,16 @@ async def test_requests_are_bounded_and_a_large_span_goes_alone(there: Receiver)
         assert request.size <= REQUEST_BYTES + 1000 or len(request.spans) == 1
     order = [span.start_ns for request in there.requests for span in request.spans]
     assert order == sorted(order)
+
+
+async def test_what_does_not_compress_goes_through_too(there: Receiver) -> None:
+    lines = span_lines(5)
+    for line in lines:
+        line["content"] = b64encode(os.urandom(300 << 10)).decode()
+    async with opened(there) as sink:
+        await sink.send(make_batch(lines))
+    assert int(there.requests[0].headers["Content-Length"]) > 1 << 20
+    assert len(there.spans) == 5
 
 
 async def test_rows_of_scopes_that_open_are_not_sent(there: Receiver) -> None:
