@@ -42,7 +42,7 @@ SCENARIOS = {
     "large": Scenario(agents=16, characters=256 * 1024),
     "hog": Scenario(agents=90, characters=400, hog=True),
 }
-SIDES = ("bare", "caribou")
+SIDES = ("bare", "caribou", "caribou-langfuse")
 
 
 async def run_agent(side: Side, number: int, contents: list[str], end: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -357,6 +358,26 @@ def test_redaction_comes_before_langfuse(there: Langfuse) -> None:
     trace()
     assert caribou.shutdown(20).complete
     assert "hello" not in str(there.spans)
+
+
+def test_without_its_package_nothing_is_lost_and_the_extra_is_named(
+    there: Langfuse, home: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['opentelemetry'] = None\n")
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"{PROGRAM}\nc.shutdown(1)"],
+        env=environment(home, **variables(there), PYTHONPATH=path),
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0
+    assert ended.stderr.count("pip install 'caribou-trace[otlp]'") == 1
+    assert "Traceback" not in ended.stderr
+    assert kept(home) == ROWS
+    replayed = command("replay", home=home, **variables(there))
+    assert "9 delivered, 0 pending" in replayed.out
+    assert len(there.spans) == 6
 
 
 def test_both_at_once(there: Langfuse, collector: Receiver) -> None:

@@ -167,7 +167,7 @@ def _of_trace(row: Row) -> Attributes:
     attributes: Attributes = {names.TRACE_NAME: agent_name(row) or _TRACE}
     environment = str(row.get("phase") or "")
     if _ENVIRONMENT.fullmatch(environment):
-        attributes[names.LANGFUSE_ENVIRONMENT] = environment
+        attributes[names.ENVIRONMENT] = environment
     if environment == "eval" and row.get("run_id"):
         # https://langfuse.com/integrations/native/opentelemetry/experiments
         attributes[names.EXPERIMENT_ID] = str(row["run_id"])
