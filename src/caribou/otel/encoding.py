@@ -7,7 +7,6 @@ many of them are put together here, as a protobuf message is no more than its fi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
@@ -24,8 +23,6 @@ from .spans import Span, Value
 
 __all__ = ["Envelope", "encode_span", "rejected"]
 
-_TRACE_ID: Final = re.compile(r"[0-9a-f]{32}")
-_SPAN_ID: Final = re.compile(r"[0-9a-f]{16}")
 _KINDS: Final = {"internal": Message.SPAN_KIND_INTERNAL, "client": Message.SPAN_KIND_CLIENT}
 _SHORT: Final = 128
 _MOST_ENCODED: Final = 4096
@@ -49,11 +46,6 @@ def encode_span(span: Span) -> bytes:
         ValueError: an id is malformed, for which receivers refuse a whole request, or a value
             cannot be told in OTLP.
     """
-    parent = span.parent_span_id
-    if not _TRACE_ID.fullmatch(span.trace_id) or not _SPAN_ID.fullmatch(span.span_id):
-        raise ValueError("a trace id must have 32 and a span id 16 hex digits")
-    if parent and not _SPAN_ID.fullmatch(parent):
-        raise ValueError("a parent's span id must have 16 hex digits")
     events: list[Any] = [
         {
             "name": event.name,
@@ -63,9 +55,9 @@ def encode_span(span: Span) -> bytes:
         for event in span.events
     ]
     message = Message(
-        trace_id=bytes.fromhex(span.trace_id),
-        span_id=bytes.fromhex(span.span_id),
-        parent_span_id=bytes.fromhex(parent),
+        trace_id=_id(span.trace_id, 16),
+        span_id=_id(span.span_id, 8),
+        parent_span_id=_id(span.parent_span_id, 8) if span.parent_span_id else b"",
         name=span.name,
         kind=_KINDS[span.kind],
         start_time_unix_nano=span.start_ns,
@@ -132,6 +124,14 @@ def rejected(answer: bytes) -> tuple[int, str]:
     except Exception as error:  # the package's own class, which has no public name
         raise ValueError(str(error)) from None
     return partial.rejected_spans, partial.error_message
+
+
+def _id(text: str, size: int) -> bytes:
+    data = bytes.fromhex(text)
+    # Zeros alone mean that there is none.
+    if len(data) != size or not any(data):
+        raise ValueError(f"an id must have {2 * size} hex digits, and not zeros alone")
+    return data
 
 
 def _attribute(name: str, value: Value) -> bytes:
