@@ -159,7 +159,7 @@ async def test_a_partial_success_is_a_refusal(there: Receiver) -> None:
     async with opened(there) as sink:
         error = await failure(sink.send(make_batch(span_lines(3))))
         assert isinstance(error, Poison)
-        assert "1 spans were rejected: a span id of zeros" in error.reason
+        assert "spans rejected: 1, a span id of zeros" in error.reason
         there.says = ""
         await sink.send(make_batch(span_lines(1)))
 

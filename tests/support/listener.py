@@ -9,12 +9,14 @@ from aiohttp import web
 
 
 class Listener:
-    """Serves in a thread of its own. :meth:`hang` leaves all without an answer."""
+    """Serves in a thread of its own. :meth:`hang` leaves all without an answer; ``delay`` is how
+    many seconds each takes."""
 
     def __init__(self) -> None:
         self.port = 0
         self.called = threading.Event()
         self.waiting = 0
+        self.delay = 0.0
         self._go = asyncio.Event()
         self._go.set()
         self._loop = asyncio.new_event_loop()
@@ -76,5 +78,6 @@ class Listener:
         self.called.set()
         self.waiting += 1
         await self._go.wait()
+        await asyncio.sleep(self.delay)
         self.waiting -= 1
         return await self.answer(request, body)

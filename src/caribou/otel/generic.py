@@ -49,6 +49,7 @@ _EVERYWHERE: Final = tuple(
         "sanitized",
     )
 )
+_WORDS: Final = frozenset({str, int, bool})
 _SUMMARY: Final = (
     "run_id",
     "phase",
@@ -95,7 +96,7 @@ def to_span(table: str, row: Row) -> Span | None:
     for column, name in _EVERYWHERE:
         value = row.get(column)
         if value is not None:
-            attributes[name] = value if isinstance(value, str | int) else as_text(value)
+            attributes[name] = value if type(value) in _WORDS else as_text(value)
     make = _scope if is_scope(row) else _message if "role" in row else _KINDS.get(kind, _scope)
     span: dict[str, Any] = base(row) | {"name": row["name"], "attributes": attributes}
     make(row, span, attributes)

@@ -40,6 +40,8 @@ Attributes: TypeAlias = dict[str, Value]
 LONGEST_VALUE: Final = 512 << 10
 """Bytes of UTF-8 that one value of a row may have; backends refuse requests of some megabytes."""
 
+# Made once: a union written in a call is made anew each time, which costs more than the look.
+_PLAIN: Final = (str, bool, int, float)
 _OVERSIZE: Final = "oversize"
 
 _encode = msgspec.json.Encoder().encode
@@ -152,7 +154,7 @@ def put(attributes: Attributes, name: str, value: object) -> None:
     """Set an attribute unless there is nothing to tell. Objects and arrays become JSON."""
     if value is None:
         return
-    attributes[name] = value if isinstance(value, str | bool | int | float) else as_text(value)
+    attributes[name] = value if isinstance(value, _PLAIN) else as_text(value)
 
 
 def total(*counts: int | None) -> int | None:
