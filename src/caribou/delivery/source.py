@@ -73,6 +73,9 @@ class Source(ABC):
         """``tables`` gives, for each sink that has a cursor, the tables it takes."""
         self.name = name
         self.cursors = cursors
+        self.users: int = 0
+        """How many couriers are at work on it."""
+        self.closed: bool = False
         self._tables = tables
 
     @abstractmethod
@@ -199,6 +202,15 @@ class AdoptedSource(Source):
         """Every segment in the folder, of every table."""
         return tuple(self._segments)
 
+    def waits(self, sink: str) -> bool:
+        """Whether ``sink`` has not acknowledged all of it."""
+        cursor = self.cursors[sink]
+        return any(
+            cursor.acknowledged(segment.table, segment.number) < segment.committed
+            for segment in self._segments
+            if segment.table in self._tables[sink]
+        )
+
     def pending_rows(self, sink: str) -> int:
         """Rows that ``sink`` has not acknowledged."""
         total = 0
@@ -230,6 +242,7 @@ class AdoptedSource(Source):
 
     def close(self) -> None:
         """Give the folder up: remove it when it is empty, else leave it to the next adopter."""
+        self.closed = True
         for segment in self._segments:
             segment.unmap()
         if self._segments or self._leaves:

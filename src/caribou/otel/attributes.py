@@ -60,7 +60,7 @@ ORIGINAL_BYTES: Final = "caribou.original_bytes."
 
 USER_ID: Final = "user.id"
 SESSION_ID: Final = "session.id"
-LANGFUSE_ENVIRONMENT: Final = "langfuse.environment"
+ENVIRONMENT: Final = "langfuse.environment"
 TRACE_NAME: Final = "langfuse.trace.name"
 TRACE_TAGS: Final = "langfuse.trace.tags"
 TRACE_METADATA: Final = "langfuse.trace.metadata."

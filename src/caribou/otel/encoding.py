@@ -7,12 +7,11 @@ many of them are put together here, as a protobuf message is no more than its fi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
-from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as Message
 from opentelemetry.proto.trace.v1.trace_pb2 import SpanFlags, Status
@@ -24,16 +23,19 @@ from .spans import Span, Value
 
 __all__ = ["Envelope", "encode_span", "rejected"]
 
-_TRACE_ID: Final = re.compile(r"[0-9a-f]{32}")
-_SPAN_ID: Final = re.compile(r"[0-9a-f]{16}")
 _KINDS: Final = {"internal": Message.SPAN_KIND_INTERNAL, "client": Message.SPAN_KIND_CLIENT}
-# Fields of TracesData, ResourceSpans and ScopeSpans; all hold messages or texts.
+_SHORT: Final = 128
+_MOST_ENCODED: Final = 4096
+_encoded: dict[tuple[str, object], bytes] = {}
+
+# Fields of TracesData, ResourceSpans, ScopeSpans and Span; all hold messages or texts.
 _RESOURCE_SPANS: Final = b"\x0a"
 _RESOURCE: Final = b"\x0a"
 _SCOPE_SPANS: Final = b"\x12"
 _SCOPE: Final = b"\x0a"
 _SPANS: Final = b"\x12"
 _SCHEMA_URL: Final = b"\x1a"
+_ATTRIBUTES: Final = b"\x4a"
 _FLAGS: Final = 0x001 | SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
 
 
@@ -44,11 +46,6 @@ def encode_span(span: Span) -> bytes:
         ValueError: an id is malformed, for which receivers refuse a whole request, or a value
             cannot be told in OTLP.
     """
-    parent = span.parent_span_id
-    if not _TRACE_ID.fullmatch(span.trace_id) or not _SPAN_ID.fullmatch(span.span_id):
-        raise ValueError("a trace id must have 32 and a span id 16 hex digits")
-    if parent and not _SPAN_ID.fullmatch(parent):
-        raise ValueError("a parent's span id must have 16 hex digits")
     events: list[Any] = [
         {
             "name": event.name,
@@ -58,15 +55,13 @@ def encode_span(span: Span) -> bytes:
         for event in span.events
     ]
     message = Message(
-        trace_id=bytes.fromhex(span.trace_id),
-        span_id=bytes.fromhex(span.span_id),
-        parent_span_id=bytes.fromhex(parent),
+        trace_id=_id(span.trace_id, 16),
+        span_id=_id(span.span_id, 8),
+        parent_span_id=_id(span.parent_span_id, 8) if span.parent_span_id else b"",
         name=span.name,
         kind=_KINDS[span.kind],
         start_time_unix_nano=span.start_ns,
         end_time_unix_nano=span.end_ns,
-        # Given as dicts they are made in C.
-        attributes=_attributes(span.attributes),
         events=events,
         status=Status(code=Status.STATUS_CODE_ERROR, message=span.status_message)
         if span.failed
@@ -74,7 +69,21 @@ def encode_span(span: Span) -> bytes:
         # Sampled; and it is known that the parent is not another process's.
         flags=_FLAGS,
     )
-    return _field(_SPANS, message.SerializeToString())
+    parts = [message.SerializeToString()]
+    for name, value in span.attributes.items():
+        # What is the same in many spans is encoded once. Only texts and whole numbers: 1.0 and
+        # True are equal to 1.
+        kind = type(value)
+        if kind is int or (kind is str and len(cast("str", value)) <= _SHORT):
+            part = _encoded.get((name, value))
+            if part is None:
+                if len(_encoded) >= _MOST_ENCODED:
+                    _encoded.clear()
+                part = _encoded[name, cast("str | int", value)] = _attribute(name, value)
+        else:
+            part = _attribute(name, value)
+        parts.append(part)
+    return _field(_SPANS, b"".join(parts))
 
 
 class Envelope:
@@ -115,6 +124,21 @@ def rejected(answer: bytes) -> tuple[int, str]:
     except Exception as error:  # the package's own class, which has no public name
         raise ValueError(str(error)) from None
     return partial.rejected_spans, partial.error_message
+
+
+def _id(text: str, size: int) -> bytes:
+    data = bytes.fromhex(text)
+    # Zeros alone mean that there is none.
+    if len(data) != size or not any(data):
+        raise ValueError(f"an id must have {2 * size} hex digits, and not zeros alone")
+    return data
+
+
+def _attribute(name: str, value: Value) -> bytes:
+    """One attribute, as it stands in a span."""
+    # Given as dicts, messages are made in C.
+    pair: Any = {"key": name, "value": _value(value)}
+    return _field(_ATTRIBUTES, KeyValue(**pair).SerializeToString())
 
 
 def _attributes(attributes: Mapping[str, Value]) -> list[Any]:

@@ -22,6 +22,7 @@ from .spans import (
     base,
     exceptions,
     is_open,
+    is_scope,
     model_of,
     put,
     sizes,
@@ -30,21 +31,25 @@ from .spans import (
 
 __all__ = ["to_span"]
 
-# Columns that are told as they are, under their own name.
-_EVERYWHERE: Final = (
-    "run_id",
-    "phase",
-    "step_number",
-    "datapoint_id",
-    "env_name",
-    "model_name",
-    "seq",
-    "kind",
-    "turn_index",
-    "intra_index",
-    "late",
-    "sanitized",
+# Columns that are told as they are, and their names.
+_EVERYWHERE: Final = tuple(
+    (column, names.CARIBOU + column)
+    for column in (
+        "run_id",
+        "phase",
+        "step_number",
+        "datapoint_id",
+        "env_name",
+        "model_name",
+        "seq",
+        "kind",
+        "turn_index",
+        "intra_index",
+        "late",
+        "sanitized",
+    )
 )
+_WORDS: Final = frozenset({str, int, bool})
 _SUMMARY: Final = (
     "run_id",
     "phase",
@@ -65,6 +70,11 @@ _SUMMARY: Final = (
     "score",
 )
 _GRADE: Final = ("grader_name", "grader_type", "passed_count", "total_count", "criteria")
+# The kinds of span() that the conventions have an operation for, and where the name stands.
+_OPERATIONS: Final = {
+    "agent": (names.INVOKE_AGENT, names.AGENT_NAME),
+    "tool": (names.EXECUTE_TOOL, names.TOOL_NAME),
+}
 _NOT_FAILURES: Final = frozenset({"COMPLETED", "TRUNCATED", "ABORTED", "PENDING"})
 
 
@@ -83,20 +93,23 @@ def to_span(table: str, row: Row) -> Span | None:
         return _rollout(row)
     kind = str(row.get("kind", ""))
     attributes: Attributes = {}
-    for name in _EVERYWHERE:
-        put(attributes, names.CARIBOU + name, row.get(name))
-    make = _message if "role" in row else _KINDS.get(kind, _scope)
+    for column, name in _EVERYWHERE:
+        value = row.get(column)
+        if value is not None:
+            attributes[name] = value if type(value) in _WORDS else as_text(value)
+    make = _scope if is_scope(row) else _message if "role" in row else _KINDS.get(kind, _scope)
     span: dict[str, Any] = base(row) | {"name": row["name"], "attributes": attributes}
     make(row, span, attributes)
     if row.get("status") == "ERROR":
         span |= {"failed": True, "status_message": str(row.get("status_message") or "")}
         attributes.setdefault(names.ERROR_TYPE, names.ERROR_OTHER)
     own = row.get("attributes")
-    for name, value in as_mapping(own).items():
-        put(attributes, f"{names.ATTRIBUTES}.{name}", value)
-    if isinstance(own, str):
-        attributes[names.ATTRIBUTES] = own
-    sizes(row, attributes)
+    if own:
+        for name, value in as_mapping(own).items():
+            put(attributes, f"{names.ATTRIBUTES}.{name}", value)
+        if isinstance(own, str):
+            attributes[names.ATTRIBUTES] = own
+    _sizes(row, attributes)
     return Span(**span)
 
 
@@ -115,7 +128,7 @@ def _rollout(row: Row) -> Span:
         attributes["caribou.tags"] = [str(tag) for tag in tags]
     for key, value in metadata.items():
         put(attributes, names.METADATA + key, value)
-    sizes(row, attributes)
+    _sizes(row, attributes)
     failed = row.get("status") not in _NOT_FAILURES
     span = base({**row, "span_id": row["root_span_id"], "parent_span_id": ""})
     if failed:
@@ -202,10 +215,12 @@ def _event(row: Row, span: dict[str, Any], attributes: Attributes) -> None:
 
 def _scope(row: Row, span: dict[str, Any], attributes: Attributes) -> None:
     put(attributes, "caribou.status", row.get("status"))
-    if row.get("kind") == "agent":
-        attributes[names.OPERATION_NAME] = names.INVOKE_AGENT
-        attributes[names.AGENT_NAME] = row["name"]
-        span["name"] = f"{names.INVOKE_AGENT} {row['name']}"
+    known = _OPERATIONS.get(str(row.get("kind", "")))
+    if known is not None:
+        operation, named = known
+        attributes[names.OPERATION_NAME] = operation
+        attributes[named] = row["name"]
+        span["name"] = f"{operation} {row['name']}"
 
 
 _KINDS: Final[dict[str, Callable[[Row, dict[str, Any], Attributes], None]]] = {
@@ -246,3 +261,8 @@ def _parts(row: Row) -> list[Any]:
     if isinstance(calls, str):
         parts.append({"type": "tool_call", "call": calls})
     return parts
+
+
+def _sizes(row: Row, attributes: Attributes) -> None:
+    for name, size in sizes(row).items():
+        attributes[names.ORIGINAL_BYTES + name] = size

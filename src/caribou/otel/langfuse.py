@@ -23,6 +23,7 @@ from .spans import (
     base,
     exceptions,
     is_open,
+    is_scope,
     model_of,
     put,
     sizes,
@@ -49,21 +50,24 @@ _USAGE: Final = {
     "cache_write_tokens": "input_cache_creation",
     "reasoning_tokens": "output_reasoning_tokens",
 }
-_METADATA: Final = (
-    "run_id",
-    "step_number",
-    "datapoint_id",
-    "env_name",
-    "seq",
-    "kind",
-    "turn_index",
-    "intra_index",
-    "late",
-    "sanitized",
-    "requestor",
-    "prompt",
-    "grader_name",
-    "grader_type",
+_METADATA: Final = tuple(
+    (column, names.OBSERVATION_METADATA + column)
+    for column in (
+        "run_id",
+        "step_number",
+        "datapoint_id",
+        "env_name",
+        "seq",
+        "kind",
+        "turn_index",
+        "intra_index",
+        "late",
+        "sanitized",
+        "requestor",
+        "prompt",
+        "grader_name",
+        "grader_type",
+    )
 )
 _TRACE_METADATA: Final = (
     "run_id",
@@ -95,16 +99,19 @@ def to_span(table: str, row: Row) -> Span | None:
     attributes = _of_trace(row)
     if table == "traces":
         return _rollout(row, attributes)
-    for name in _METADATA:
-        _metadata(attributes, name, row.get(name))
+    for column, name in _METADATA:
+        value = row.get(column)
+        if value is not None:
+            attributes[name] = value if isinstance(value, str) else as_text(value)
     own = row.get("attributes")
-    for name, value in as_mapping(own).items():
-        _metadata(attributes, name, value)
-    if isinstance(own, str):
-        _metadata(attributes, "attributes", own)
+    if own:
+        for name, value in as_mapping(own).items():
+            _metadata(attributes, name, value)
+        if isinstance(own, str):
+            _metadata(attributes, "attributes", own)
     span = base(row)
     kind = str(row.get("kind", ""))
-    make = _message if "role" in row else _KINDS.get(kind, _scope)
+    make = _scope if is_scope(row) else _message if "role" in row else _KINDS.get(kind, _scope)
     make(row, attributes)
     if attributes[names.OBSERVATION_TYPE] == "event" and span["end_ns"] > span["start_ns"]:
         # Events of Langfuse have no end.
@@ -160,7 +167,7 @@ def _of_trace(row: Row) -> Attributes:
     attributes: Attributes = {names.TRACE_NAME: agent_name(row) or _TRACE}
     environment = str(row.get("phase") or "")
     if _ENVIRONMENT.fullmatch(environment):
-        attributes[names.LANGFUSE_ENVIRONMENT] = environment
+        attributes[names.ENVIRONMENT] = environment
     if environment == "eval" and row.get("run_id"):
         # https://langfuse.com/integrations/native/opentelemetry/experiments
         attributes[names.EXPERIMENT_ID] = str(row["run_id"])
@@ -210,7 +217,9 @@ def _message(row: Row, attributes: Attributes) -> None:
     message = _some(row, ("role", "content", "tool_calls", "tool_call_id"))
     message.setdefault("content", None)
     put(message, "name", row.get("tool_name"))
-    if row["role"] != "assistant":
+    # Whatever has tokens or a cost is a generation, as they would count nowhere else.
+    called = "cost_usd" in row or any(name in row for name in _USAGE)
+    if row["role"] != "assistant" and not called:
         attributes[names.OBSERVATION_TYPE] = "event"
         attributes[names.OBSERVATION_INPUT] = as_text([message])
         return
@@ -288,7 +297,5 @@ def _metadata(
 
 
 def _sizes(row: Row, attributes: Attributes) -> None:
-    found: Attributes = {}
-    sizes(row, found, "original_bytes.")
-    for name, size in found.items():
-        _metadata(attributes, name, size)
+    for name, size in sizes(row).items():
+        _metadata(attributes, f"original_bytes.{name}", size)

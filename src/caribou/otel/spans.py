@@ -23,6 +23,7 @@ __all__ = [
     "bounded",
     "exceptions",
     "is_open",
+    "is_scope",
     "model_of",
     "nanoseconds",
     "put",
@@ -39,6 +40,8 @@ Attributes: TypeAlias = dict[str, Value]
 LONGEST_VALUE: Final = 512 << 10
 """Bytes of UTF-8 that one value of a row may have; backends refuse requests of some megabytes."""
 
+# Made once: a union written in a call is made anew each time, which costs more than the look.
+_PLAIN: Final = (str, bool, int, float)
 _OVERSIZE: Final = "oversize"
 
 _encode = msgspec.json.Encoder().encode
@@ -86,6 +89,11 @@ def is_open(row: Row) -> bool:
     """Whether this is the first row of a scope or a rollout, written when it opened. Its last one
     is to come."""
     return row.get("status") == "PENDING" and "end_time" not in row
+
+
+def is_scope(row: Row) -> bool:
+    """Whether the row is of a ``span()``, whose kind may be any word, also that of a record."""
+    return "version" in row
 
 
 def base(row: Row) -> dict[str, Any]:
@@ -146,7 +154,7 @@ def put(attributes: Attributes, name: str, value: object) -> None:
     """Set an attribute unless there is nothing to tell. Objects and arrays become JSON."""
     if value is None:
         return
-    attributes[name] = value if isinstance(value, str | bool | int | float) else as_text(value)
+    attributes[name] = value if isinstance(value, _PLAIN) else as_text(value)
 
 
 def total(*counts: int | None) -> int | None:
@@ -184,7 +192,6 @@ def bounded(row: Row, longest: int = LONGEST_VALUE) -> Row:
     return kept | {_OVERSIZE: oversize} if oversize else row
 
 
-def sizes(row: Row, attributes: Attributes, prefix: str = names.ORIGINAL_BYTES) -> None:
-    """Note the bytes that values had before they were cut."""
-    for name, size in as_mapping(row.get(_OVERSIZE)).items():
-        attributes[prefix + name] = size
+def sizes(row: Row) -> Mapping[str, int]:
+    """The bytes that values had which :func:`bounded` cut, by column."""
+    return row.get(_OVERSIZE) or {}

@@ -153,6 +153,14 @@ class SpanSender:
             await self._request(client, self._envelope.around(spans))
         self._sent[batch.table] = batch.batch_id, number
 
+    async def ask(self, client: Client) -> None:
+        """Send a request without spans.
+
+        Raises:
+            SinkError: the server does not take it.
+        """
+        await self._request(client, b"")
+
     async def _request(self, client: Client, request: bytes) -> None:
         from caribou.sinks._otlp_http import partial_success
 
@@ -167,7 +175,8 @@ class SpanSender:
             raise Misconfigured(self._nobody("HTTP status 200")) from None
         if rejected > 0:
             # Which they are is not told. The courier halves the batch until it knows.
-            raise Poison(f"{rejected} spans were rejected: {message}" if message else "rejected")
+            told = f"spans rejected: {rejected}"
+            raise Poison(f"{told}, {message}" if message else told)
         if message and message != self._warned:
             self._warned = message
             _logger.warning("%s took all spans, and says: %s", self._backend.who, message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -84,11 +84,17 @@ class Client:
             await self._session.close()
 
     async def _post(self, url: str, body: bytes, headers: dict[str, str]) -> Answer:
+        # Otherwise the body, which is no plain value to the library, would go in HTTP chunks.
+        headers["Content-Length"] = str(len(body))
         with as_no_answer(self._who, self._variable, lambda: True):
             async with self._session.post(
-                url, data=body, headers=headers, allow_redirects=False
+                url, data=_whole(body), headers=headers, allow_redirects=False
             ) as response:
-                answer = await response.read()
+                if response.status == 200:
+                    answer = await response.read()
+                else:
+                    answer = await response.content.read(16_384)
+                    response.close()
                 after = retry_after(response.headers.get("Retry-After", ""))
                 kind = response.content_type
         reason = "" if response.status == 200 else _reason(answer, kind)
@@ -118,6 +124,11 @@ def partial_success(answer: Answer) -> tuple[int, str]:
     except (ValueError, TypeError, AttributeError, msgspec.DecodeError) as error:
         raise NoAnswer(clean(str(error)), sent=True, permanent=True) from None
     return count, clean(message)
+
+
+async def _whole(body: bytes) -> AsyncIterator[bytes]:
+    """A body in one piece; after each system call this thread queues for the interpreter lock."""
+    yield body
 
 
 async def _compressed(body: bytes) -> bytes:

@@ -110,6 +110,17 @@ class Langfuse:
         """Always False: what is sent again replaces itself."""
         return False
 
+    async def check(self) -> None:
+        """Ask whether spans would be taken, by a request without any, and close.
+
+        Raises:
+            SinkError: they would not.
+        """
+        try:
+            await self._sender.ask(self._open())
+        finally:
+            await self.aclose()
+
     async def aclose(self) -> None:
         """Close the connections; the next ``send`` opens new ones."""
         client, self._client = self._client, None

@@ -79,6 +79,30 @@ class OTLP:
         Raises:
             SinkError: one of its subclasses, for every failure.
         """
+        await self._sender.send(batch, self._open())
+
+    async def confirm(self, batch: Batch) -> bool:
+        """Always False: nobody can be asked, and a span that is sent again has the same id."""
+        return False
+
+    async def check(self) -> None:
+        """Ask whether spans would be taken, by a request without any, and close.
+
+        Raises:
+            SinkError: they would not.
+        """
+        try:
+            await self._sender.ask(self._open())
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections; the next ``send`` opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    def _open(self) -> Client:
         if self._client is None:
             self._client = open_client(
                 _BACKEND,
@@ -88,14 +112,4 @@ class OTLP:
                 timeout=self._timeout,
                 connect_timeout=self._connect_timeout,
             )
-        await self._sender.send(batch, self._client)
-
-    async def confirm(self, batch: Batch) -> bool:
-        """Always False: nobody can be asked, and a span that is sent again has the same id."""
-        return False
-
-    async def aclose(self) -> None:
-        """Close the connections; the next ``send`` opens new ones."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        return self._client
