@@ -47,6 +47,18 @@ def test_rows_of_ended_processes_are_a_problem(tmp_path: Path) -> None:
     assert "caribou replay" in found["ended processes"]["advice"]
 
 
+def test_rows_for_a_program_s_exporter_are_left_to_such_a_program(tmp_path: Path) -> None:
+    exporter = {"exporter-own": "program.Own"}
+    theirs = "start a program with such an exporter in configure(exporters=[...])"
+    with open_journal(tmp_path, exporter) as journal:
+        write_rows(journal, "spans", {"seq": 1})
+    assert checks(tmp_path)[1]["ended processes"]["advice"] == theirs
+    with open_journal(tmp_path, SINKS) as journal:
+        write_rows(journal, "spans", {"seq": 1})
+    advice = checks(tmp_path)[1]["ended processes"]["advice"]
+    assert advice.endswith(f"run: caribou replay; {theirs}")
+
+
 def test_processes_whose_journal_is_the_store_left_nothing_to_deliver(tmp_path: Path) -> None:
     for sinks in ({}, {}, SINKS, SINKS):
         with open_journal(tmp_path, sinks) as journal:

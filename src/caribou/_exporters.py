@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final, Protocol, cast
 
 from .errors import InvalidType, InvalidValue
+from .journal.owner import EXPORTER
 
 __all__ = ["Exporters", "SpanExporter", "check_exporters"]
 
@@ -53,7 +54,7 @@ class Exporters:
         seen: dict[str, int] = {}
         for exporter in self._given:
             plain = re.sub("[^a-z0-9]+", "-", type(exporter).__name__.lower()).strip("-")
-            name = f"exporter-{plain[:_LONGEST_NAME]}"
+            name = f"{EXPORTER}{plain[:_LONGEST_NAME]}"
             seen[name] = number = seen.get(name, 0) + 1
             yield (name if number == 1 else f"{name}-{number}"), exporter
 

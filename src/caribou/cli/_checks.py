@@ -15,7 +15,14 @@ from .._otel_settings import speaks_grpc
 from .._settings import Settings
 from ..delivery.dead_letters import read_dead_letters
 from ..errors import CaribouError, JournalError
-from ..journal.owner import OwnerInfo, is_alive, network_file_system, owner_folders, read_info
+from ..journal.owner import (
+    EXPORTER,
+    OwnerInfo,
+    is_alive,
+    network_file_system,
+    owner_folders,
+    read_info,
+)
 from ..journal.reader import read_rows, segment_files
 from ..sinks.base import SinkError
 from ._format import counted
@@ -228,10 +235,16 @@ def _owners(settings: Settings) -> Iterator[Check]:
         "langfuse": ("LANGFUSE_HOST and both keys", settings.langfuse_public_key),
         "otlp": ("OTEL_EXPORTER_OTLP_ENDPOINT", settings.otlp_endpoint),
     }
-    for sink in sorted({sink for sink, _ in dead.rows} & urls.keys()):
+    sinks = {sink for sink, _ in dead.rows}
+    for sink in sorted(sinks & urls.keys()):
         variable, url = urls[sink]
         if url is None:
             advice = f"set {variable} to that server and {advice}"
+    exporters = {sink for sink in sinks if sink.startswith(EXPORTER)}
+    if exporters:
+        # No command has the objects of a program.
+        theirs = "start a program with such an exporter in configure(exporters=[...])"
+        advice = theirs if exporters == sinks else f"{advice}; {theirs}"
     left = f"{counted(dead.waiting, 'process')} left rows to deliver"
     yield Check("ended processes", "problem", left + _pending(dead), advice)
 

@@ -22,6 +22,7 @@ import msgspec
 from ..errors import JournalError
 
 __all__ = [
+    "EXPORTER",
     "FORMAT",
     "Owner",
     "OwnerInfo",
@@ -46,6 +47,9 @@ _NETWORK_FILE_SYSTEMS = frozenset(
 FORMAT = 1
 """Of the folders this version writes and reads."""
 
+EXPORTER = "exporter-"
+"""How the names of sinks begin that hand spans to a program's exporter."""
+
 
 # What goes to each sink that is no store of everything.
 _TAKEN = {
@@ -54,21 +58,19 @@ _TAKEN = {
     "otlp": frozenset({"spans", "traces"}),
 }
 _COPIES = frozenset({"langfuse", "otlp"})
-# Exporters are named after their classes.
-_EXPORTER = "exporter-"
 
 
 def takes(sink: str, table: str) -> bool:
     """Whether a sink that an owner names takes the rows of ``table``. One that is not known here
     is taken for a store of everything but registrations, which are for Kestrel alone."""
-    taken = _TAKEN["otlp"] if sink.startswith(_EXPORTER) else _TAKEN.get(sink)
+    taken = _TAKEN["otlp"] if sink.startswith(EXPORTER) else _TAKEN.get(sink)
     return table != "registrations" if taken is None else table in taken
 
 
 def stores(sink: str, table: str) -> bool:
     """Whether rows of ``table`` may leave the journal once ``sink`` has them. Langfuse, OTLP
     backends and exporters get copies, which no command of Caribou reads."""
-    copies = sink in _COPIES or sink.startswith(_EXPORTER)
+    copies = sink in _COPIES or sink.startswith(EXPORTER)
     return not copies and takes(sink, table)
 
 
