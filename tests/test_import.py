@@ -309,7 +309,7 @@ def test_it_says_what_it_waits_for(tmp_path: Path) -> None:
         with running("import", source, *options(), home=home, CLICKHOUSE_URL=url) as process:
             assert process.stderr is not None
             lines = iter(process.stderr.readline, "")
-            assert f"Waiting up to 60 s for {url}, database caribou, to take the rows.\n" in lines
+            assert f"Waiting up to 60 s for {url}, database caribou to take the rows.\n" in lines
             process.send_signal(signal.SIGINT)
             out, err = process.communicate()
     assert (process.returncode, out) == (130, "")
