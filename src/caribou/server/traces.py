@@ -90,7 +90,9 @@ _ROWS_A_CHECK: Final = 150  # ids in one statement: they travel in an address
 _MOST_ROWS: Final = 10_000
 
 _Id = Annotated[str, Meta(max_length=1024, pattern=r"^[^\x00]*$")]
-_Moment = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{9}$")]
+# What the column holds: from 1900 to 2261.
+_Date = r"(19[0-9]{2}|2[01][0-9]{2}|22[0-5][0-9]|226[01])-[01][0-9]-[0-3][0-9]"
+_Moment = Annotated[str, Meta(pattern=rf"^{_Date} [0-2][0-9]:[0-5][0-9]:[0-5][0-9]\.[0-9]{{9}}$")]
 _Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 _Key = tuple[Any, str, str]
 
