@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 from typing import Any, Final
 
 import msgspec
@@ -40,6 +41,7 @@ ROUTES: Final[tuple[Route, ...]] = (
 DOCUMENT: Final = describe(ROUTES, API)
 """The OpenAPI document."""
 
+_PART: Final = re.compile(r"\{(\w+)\}")
 _LONGEST_QUERY: Final = 8192  # characters
 
 
@@ -60,9 +62,11 @@ def create_app(
     app[BACKEND] = backend
     app.on_response_prepare.append(_secure)
     for route in ROUTES:
+        # An id may hold braces, which aiohttp would not have in a part of a path.
+        path = API + _PART.sub(r"{\1:[^/]+}", route.path)
         # As HTTP has it, what answers GET answers HEAD.
         for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
-            app.router.add_route(method, API + route.path, _serve(route))
+            app.router.add_route(method, path, _serve(route))
     return app
 
 
