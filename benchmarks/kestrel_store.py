@@ -24,7 +24,8 @@ from harness import PeakMemory, quantile, table
 
 from caribou.server import aggregates
 from caribou.server.backend import Parameters, Row
-from caribou.server.traces import Selection, find_spans, find_trace, find_traces
+from caribou.server.selection import Selection
+from caribou.server.traces import find_spans, find_trace, find_traces
 from caribou.store._engine import Engine
 
 SPANS = 20

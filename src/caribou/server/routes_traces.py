@@ -13,7 +13,8 @@ from .aggregates import ModelUse, PassK, ScoreDistribution, StepSummary, ToolUse
 from .backend import Row
 from .problems import Problem, not_found
 from .routing import PAGE, Call, Query, Route
-from .traces import SORTS, Selection, find_spans, find_trace, find_traces
+from .selection import Selection
+from .traces import SORTS, find_spans, find_trace, find_traces
 
 __all__ = ["FILTERS", "routes"]
 
