@@ -46,13 +46,7 @@ FILTERS = (
     Query("model_name"),
     Query("env_name"),
     Query("datapoint_id"),
-    Query(
-        "text",
-        description=(
-            "In the content of a message. Words of ASCII letters and digits are found whole,"
-            " in upper or lower case"
-        ),
-    ),
+    Query("text", description="Anywhere in the content of a message, in upper or lower case"),
     Query("start_min", "time"),
     Query("start_max", "time"),
 )
