@@ -29,8 +29,6 @@ class Client(threading.Thread):
     def __init__(self, port: int, at_once: bytes, dripped: bytes = b"", *, reads: bool) -> None:
         super().__init__(daemon=True)
         self._socket = socket.create_connection(("127.0.0.1", port), STATED + LOOKS + 10)
-        # What is not read has to wait with the service and not in this system.
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self._at_once, self._dripped, self._reads = at_once, dripped, reads
         self.answer = b""
         self.took = 0.0
