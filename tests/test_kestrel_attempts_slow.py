@@ -17,7 +17,7 @@ pytest.importorskip("chdb", reason="the embedded engine is not installed")
 pytestmark = pytest.mark.slow
 
 STATED = 30.0  # seconds, after which a connection is let go
-LOOKS = 10.0  # seconds more: until the service looks, and until it looked first
+LOOKS = 15.0  # seconds more: until the service looks, or has ended the reading of what still comes
 PAGE = 20_000_000  # bytes of the page that is not read
 HEAD = b" HTTP/1.1\r\nHost: localhost\r\n"
 JSON = b"Content-Type: application/json\r\n"
