@@ -118,7 +118,7 @@ const all = [...document.querySelectorAll('body *')];
 return {
   names: [...new Set(all.map(e => e.localName))],
   attributes: [...new Set(all.flatMap(e => e.getAttributeNames()))],
-  links: [...document.links].map(a => a.href),
+  links: [...document.links].map(a => a.getAttribute('href')),
   loaded: performance.getEntriesByType('resource').map(e => e.name),
   scripts: [...document.scripts].map(e => e.src),
   hacked: typeof hacked,
@@ -173,9 +173,10 @@ def browser(chromium_browser: Browser) -> Iterator[Browser]:
     assert [line for line in chromium_browser.log() if "Content Security Policy" in line] == []
 
 
-def looked_at(browser: Browser, service: Service, view: str, said: str) -> dict[str, Any]:
+def looked_at(browser: Browser, service: Service, view: str, said: str = "") -> dict[str, Any]:
     """What a view has come to be made of, with all that it folds shown."""
-    browser.open(f"{service.url}/#/{view}")
+    browser.open(f"{service.url}/{view}")
+    wait_until(lambda: browser.text("#notice") not in ("", "Loading …"))
     browser.wait_for(said, "#notice")
     browser.run(
         "for (const each of document.querySelectorAll('details')) each.open = true;"
@@ -189,8 +190,7 @@ def looked_at(browser: Browser, service: Service, view: str, said: str) -> dict[
     assert set(found["names"]) <= OURS
     assert set(found["attributes"]) <= ATTRIBUTES
     here = f"{service.url}/"
-    for link in found["links"]:
-        assert link.startswith(f"{here}#/") or link == f"{here}#content", link
+    assert [link for link in found["links"] if not link.startswith("#")] == []
     for address in (*found["loaded"], *found["scripts"]):
         assert address.startswith(here), address
     assert (found["hacked"], found["polluted"]) == ("undefined", 0)
@@ -202,7 +202,7 @@ def test_a_payload_in_every_field_of_a_rollout_is_text(
     service: Service, browser: Browser, number: int
 ) -> None:
     text = [*PAYLOADS, ALL][number]
-    looked_at(browser, service, f"trace/{number + 1:032x}", "Ended")
+    looked_at(browser, service, f"#/trace/{number + 1:032x}", "Ended")
     shown = browser.text("main")
     # Some of it is shown as the JSON that it is part of, with its quotes escaped.
     shown += shown.replace('\\"', '"')
@@ -214,14 +214,14 @@ def test_a_payload_in_every_field_of_a_rollout_is_text(
 def test_a_trace_id_and_an_exception_of_payloads_are_text(
     service: Service, browser: Browser
 ) -> None:
-    looked_at(browser, service, f"trace/{quote(ALL, safe='')}", "Ended")
-    looked_at(browser, service, f"trace/{'e' * 32}", "Ended")
+    looked_at(browser, service, f"#/trace/{quote(ALL, safe='')}", "Ended")
+    looked_at(browser, service, f"#/trace/{'e' * 32}", "Ended")
     assert "onerror=hacked=1" in browser.text("main .error")
 
 
 def test_payloads_in_the_lists_are_text(service: Service, browser: Browser) -> None:
     for view in ("traces", "runs"):
-        found = looked_at(browser, service, view, "in all")
+        found = looked_at(browser, service, f"#/{view}", "in all")
         assert browser.text("main").count("<script>hacked=1</script>") > 5
         for link in dict.fromkeys(found["links"]):
             browser.run("location.href = arguments[0]", link)
@@ -231,20 +231,13 @@ def test_payloads_in_the_lists_are_text(service: Service, browser: Browser) -> N
             ]
 
 
-@pytest.mark.parametrize("text", [*PAYLOADS, "%", "%zz", "%E0%A4%A", "?", "#", "/../../x"])
+@pytest.mark.parametrize("text", [*PAYLOADS[::3], "%", "%zz", "%E0%A4%A", "?", "/../../x"])
 def test_a_payload_in_the_address_is_text(service: Service, browser: Browser, text: str) -> None:
     at = quote(text, safe="")
-    for view, said in (
-        (f"traces?run_id={at}", "in all" if text in PAYLOADS else "No trace matches."),
-        (f"traces?status={at}&text={at}&{at}={at}", ""),
-        (f"runs?{at}={at}", "in all"),
-        (f"trace/{at}", ""),
-        (at, ""),
-    ):
-        browser.open(f"{service.url}/?{at}={at}#/{view}")
-        wait_until(lambda: browser.text("#notice") not in ("", "Loading …"))
-        assert said in browser.text("#notice")
-        looked_at(browser, service, view, said)
+    known = text in PAYLOADS
+    looked_at(browser, service, f"#/traces?run_id={at}", "in all" if known else "No trace matches.")
+    for view in (f"traces?status={at}&text={at}&{at}={at}", f"trace/{at}", at):
+        looked_at(browser, service, f"?{at}={at}#/{view}")
 
 
 def test_what_the_api_answers_is_no_page(service: Service, browser: Browser) -> None:
@@ -254,10 +247,10 @@ def test_what_the_api_answers_is_no_page(service: Service, browser: Browser) -> 
         f"/api/v1/traces/{1:032x}/spans",
         "/api/v1/runs?limit=100",
         "/api/v1/datapoints?limit=100",
-        *(f"/{quote(text, safe='')}" for text in PAYLOADS),
-        *(f"/api/v1/runs/x{quote(text, safe='')}" for text in PAYLOADS),
-        *(f"/api/v1/runs?{quote(text)}={quote(text)}" for text in PAYLOADS),
-        *(f"/static/{quote(text, safe='')}" for text in PAYLOADS),
+        *(f"/{quote(text, safe='')}" for text in PAYLOADS[:6]),
+        *(f"/api/v1/runs/x{quote(text, safe='')}" for text in PAYLOADS[:6]),
+        *(f"/api/v1/runs?{quote(text)}={quote(text)}" for text in PAYLOADS[:6]),
+        *(f"/static/{quote(text, safe='')}" for text in PAYLOADS[:6]),
     ):
         browser.open(f"{service.url}{path}")
         assert browser.dialog() is None
