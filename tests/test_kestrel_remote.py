@@ -31,8 +31,10 @@ async def test_a_user_who_may_set_nothing_is_told_what_is_missing(
     settings = Settings(
         clickhouse_url=old_server.url, clickhouse_user="reader", clickhouse_password="secret-r"
     )
+    backend = RemoteBackend(settings)
     with pytest.raises(StoreError) as caught:
-        await RemoteBackend(settings).rows("SELECT 1")
+        await backend.rows("SELECT 1")
+    await backend.aclose()
     assert "secret-r" not in str(caught.value)
     backend = remote_backend(
         old_server, "caribou", clickhouse_user="reader", clickhouse_password="r"
