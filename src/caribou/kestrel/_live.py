@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -16,7 +17,6 @@ from .models import LiveEvent, LiveGap, LiveSpan, LiveTrace
 
 if TYPE_CHECKING:
     import anyio
-    import httpx
 
 __all__ = ["LiveStream"]
 
@@ -54,7 +54,6 @@ class LiveStream:
         # As far as it was read, which is further than it was taken.
         self._read_id = last_event_id
         self._ready: deque[_Block] = deque()
-        self._response: httpx.Response | None = None
         self._chunks: AsyncIterator[bytes] | None = None
         self._parser = _Parser()
         self._begun = False
@@ -133,12 +132,12 @@ class LiveStream:
         try:
             chunk = await anext(self._chunks)
         except (httpx.RequestError, httpx.StreamError, StopAsyncIteration):
-            await self._disconnect()
+            self._chunks = None
             await anyio.sleep(self._parser.pause)
             return
         except BaseException:
             # Cancelled, and the connection went with it.
-            self._response = self._chunks = None
+            self._chunks = None
             raise
         for block in self._parser.feed(chunk):
             self._read_id = block.id or self._read_id
@@ -159,13 +158,22 @@ class LiveStream:
             await response.aclose()
             raise KestrelError(f"GET /live was not answered with {_MEDIA_TYPE}; {NOT_KESTREL}")
         self._begun = True
-        self._response, self._chunks = response, response.aiter_bytes()
+        self._chunks = response.aiter_bytes()
         self._parser = _Parser()
 
     async def _disconnect(self) -> None:
-        response, self._response, self._chunks = self._response, None, None
-        if response is not None:
-            await response.aclose()
+        import anyio
+        import httpx
+
+        chunks, self._chunks = self._chunks, None
+        if chunks is not None:
+            # A read that is cancelled closes the connection, and ends the generators on the way to
+            # it, of which trio wants none left to the garbage collector.
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                with contextlib.suppress(StopAsyncIteration, httpx.RequestError, httpx.StreamError):
+                    while True:
+                        await anext(chunks)
 
 
 class _Block(NamedTuple):
