@@ -46,15 +46,6 @@ def cannot(answer: Answer) -> str:
     return answer.err
 
 
-def value(service: Service, metric: str) -> float:
-    """One metric without labels."""
-    status, text = service.request("GET", "/metrics")
-    assert status == 200
-    found = re.search(rf"^{metric} (\S+)$", text.decode(), re.MULTILINE)
-    assert found is not None, text
-    return float(found[1])
-
-
 def test_a_rollout_is_seen_while_it_runs_and_interrupted_once_killed(
     service: Service, home: Path
 ) -> None:
@@ -94,7 +85,7 @@ def test_a_growing_journal_is_taken_in_once_and_in_few_parts(tmp_path: Path) -> 
             wait_for_rows(service, number + 1)
         write_rows(journal, "trace_tags", *(tag(number) for number in range(4, 5000)))
         wait_for_rows(service, 5000)
-        assert value(service, "kestrel_intake_lag_seconds") < 5
+        assert service.metric("kestrel_intake_lag_seconds") < 5
         assert service.end() == (0, "")
     sql = "SELECT count() AS rows, uniqExact(tag) AS tags, uniqExact(batch_id) AS inserts"
     [counted] = caribou("sql", f"{sql} FROM trace_tags_rows", "--json", home=tmp_path).objects
@@ -104,7 +95,7 @@ def test_a_growing_journal_is_taken_in_once_and_in_few_parts(tmp_path: Path) -> 
 
 
 def wait_for_rows(service: Service, count: int) -> None:
-    wait_until(lambda: value(service, "kestrel_intake_rows_total") == count)
+    wait_until(lambda: service.metric("kestrel_intake_rows_total") == count)
 
 
 def test_it_ends_within_seconds_and_leaves_the_store_to_the_next(tmp_path: Path) -> None:
