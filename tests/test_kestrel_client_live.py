@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -24,18 +24,6 @@ from caribou.kestrel import BlockingKestrelClient, KestrelClient, LiveStream, _l
 from caribou.kestrel.models import LiveEvent, LiveGap, LiveSpan, LiveTrace
 
 A, B = "a" * 32, "b" * 32
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("chdb", reason="the embedded engine is not installed")
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def service(home: Path) -> Iterator[Service]:
-    with serving(home) as service:
-        yield service
 
 
 def happened(events: list[LiveEvent]) -> list[str]:
@@ -65,10 +53,10 @@ async def until(stream: LiveStream, last: str) -> list[LiveEvent]:
 
 @pytest.mark.asyncio
 async def test_a_rollout_is_followed_from_its_start_to_its_grade(
-    service: Service, home: Path
+    service: Service, service_home: Path
 ) -> None:
     async with KestrelClient(service.url) as client, client.live(run_id="followed") as stream:
-        with rollout(home, A, "followed") as running:
+        with rollout(service_home, A, "followed") as running:
             [started] = await until(stream, "started")
             assert isinstance(started, LiveTrace)
             assert (started.trace_id, started.status, started.step_number) == (A, "PENDING", None)
@@ -121,7 +109,9 @@ async def test_who_was_away_too_long_is_told_of_the_gap(service: Service) -> Non
         assert await anext(stream) == LiveGap()
 
 
-def test_it_blocks_and_ends_when_another_thread_says_so(service: Service, home: Path) -> None:
+def test_it_blocks_and_ends_when_another_thread_says_so(
+    service: Service, service_home: Path
+) -> None:
     with BlockingKestrelClient(KestrelClient(service.url)) as client:
         seen: list[LiveEvent] = []
         told = threading.Event()
@@ -136,7 +126,7 @@ def test_it_blocks_and_ends_when_another_thread_says_so(service: Service, home: 
             place = stream.last_event_id
             thread = threading.Thread(target=follow)
             thread.start()
-            with rollout(home, B, "blocking") as running:
+            with rollout(service_home, B, "blocking") as running:
                 running.finish()
             assert told.wait(20)
             assert thread.is_alive()
@@ -154,13 +144,13 @@ def test_it_blocks_and_ends_when_another_thread_says_so(service: Service, home: 
 
 @pytest.mark.anyio
 async def test_any_kind_of_loop_can_be_told_to_stop(
-    service: Service, home: Path, anyio_backend: object
+    service: Service, service_home: Path, anyio_backend: object
 ) -> None:
     run_id = str(anyio_backend)
     client = KestrelClient(service.url)
     stream = client.live(run_id=run_id)
     async with stream:
-        with rollout(home, os.urandom(16).hex(), run_id) as running:
+        with rollout(service_home, os.urandom(16).hex(), run_id) as running:
             await until(stream, "started")
             running.say("one")
             seen = await until(stream, "one")

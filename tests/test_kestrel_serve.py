@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,17 +26,6 @@ pytest.importorskip("chdb", reason="the embedded engine is not installed")
 A = "a" * 32
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def service(home: Path) -> Iterator[Service]:
-    with serving(home) as service:
-        yield service
-
-
 def cannot(answer: Answer) -> str:
     """The one sentence of a service that something stood in the way of."""
     assert (answer.code, answer.out) == (1, ""), answer
@@ -47,9 +35,9 @@ def cannot(answer: Answer) -> str:
 
 
 def test_a_rollout_is_seen_while_it_runs_and_interrupted_once_killed(
-    service: Service, home: Path
+    service: Service, service_home: Path
 ) -> None:
-    with rollout(home, A, "seen") as running:
+    with rollout(service_home, A, "seen") as running:
         begun = time.monotonic()
         wait_until(lambda: traces(service, "seen") == [("PENDING", False)], timeout=2.0)
         assert time.monotonic() - begun < 2.0
@@ -122,8 +110,8 @@ def test_a_taken_port_is_one_sentence(service: Service, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_taken_store_is_one_sentence(service: Service, home: Path) -> None:
-    sentence = cannot(caribou("serve", "--port", "0", home=home))
+def test_a_taken_store_is_one_sentence(service: Service, service_home: Path) -> None:
+    sentence = cannot(caribou("serve", "--port", "0", home=service_home))
     assert f"is in use by process {service.process.pid}" in sentence
 
 

@@ -139,12 +139,16 @@ class LiveStream:
             # Cancelled, and the connection went with it.
             self._chunks = None
             raise
-        for block in self._parser.feed(chunk):
-            self._read_id = block.id or self._read_id
-            if block.data:
-                self._ready.append(block)
-            elif not self._ready:
-                self.last_event_id = self._read_id
+        try:
+            for block in self._parser.feed(chunk):
+                self._read_id = block.id or self._read_id
+                if block.data:
+                    self._ready.append(block)
+                elif not self._ready:
+                    self.last_event_id = self._read_id
+        except KestrelError:
+            await self._disconnect()
+            raise
 
     async def _connect(self) -> None:
         headers = {"Accept": _MEDIA_TYPE, "Accept-Encoding": "identity"}
