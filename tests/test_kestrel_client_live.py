@@ -75,6 +75,7 @@ async def test_a_rollout_is_followed_from_its_start_to_its_grade(
     assert finished.end_time is not None
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_it_goes_on_with_a_service_that_was_started_again(tmp_path: Path) -> None:
     with rollout(tmp_path, A) as running:

@@ -24,6 +24,7 @@ from support.waiting import wait_until
 from caribou import RolloutStatus
 
 pytest.importorskip("chdb", reason="the embedded engine is not installed")
+pytestmark = pytest.mark.slow
 
 Query = dict[str, Any]
 Holds = Callable[[Account], bool]
