@@ -13,7 +13,7 @@ from ..kestrel.models import (
     ToolUse,
 )
 from .backend import Backend
-from .traces import Selection
+from .selection import Selection
 
 __all__ = ["models", "pass_k", "scores", "steps", "tools"]
 
@@ -48,7 +48,7 @@ _TOOLS: Final = """
 SELECT tool_name, count() AS calls, countIf(status = 'ERROR') AS errors,
     avg(duration_ms) AS mean_duration_ms, quantile(0.5)(duration_ms) AS p50_duration_ms,
     quantile(0.95)(duration_ms) AS p95_duration_ms, max(duration_ms) AS max_duration_ms
-FROM spans_rows FINAL WHERE kind = 'tool' AND {where}
+FROM spans_rows FINAL PREWHERE kind = 'tool' AND {where}
 GROUP BY tool_name ORDER BY p95_duration_ms DESC NULLS LAST, tool_name LIMIT {limit:UInt64}
 """
 
@@ -63,17 +63,21 @@ WHERE {where} GROUP BY model ORDER BY cost_usd DESC, model LIMIT {limit:UInt64}
 """
 
 _PASS_K: Final = """
-SELECT k, avg(arrayProduct(arrayMap(i -> (solved - i) / (trials - i), range(k)))) AS pass
+SELECT k, sum(alike) AS datapoints,
+    sum(alike * arrayProduct(arrayMap(i -> (solved - i) / (trials - i), range(k)))) / datapoints
+        AS pass
 FROM
 (
-    SELECT count() AS trials, countIf(score >= 1) AS solved
-    FROM traces_rows FINAL WHERE {where} GROUP BY run_id, datapoint_id
+    SELECT trials, solved, count() AS alike
+    FROM
+    (
+        SELECT count() AS trials, countIf(score >= 1) AS solved
+        FROM traces_rows FINAL WHERE {where} GROUP BY run_id, datapoint_id
+    )
+    GROUP BY trials, solved
 )
-ARRAY JOIN arrayMap(i -> i + 1, range({k:UInt64})) AS k
-WHERE k <= trials GROUP BY k ORDER BY k
-"""
-_DATAPOINTS: Final = """
-SELECT uniqExact(run_id, datapoint_id) AS datapoints FROM traces_rows FINAL WHERE {where}
+ARRAY JOIN arrayMap(i -> i + 1, range(least({k:UInt64}, trials))) AS k
+GROUP BY k ORDER BY k
 """
 
 
@@ -143,7 +147,7 @@ async def models(backend: Backend, selection: Selection, limit: int) -> list[Mod
 
 async def pass_k(backend: Backend, selection: Selection, k: int) -> PassK:
     """pass^1 to pass^``k`` over the datapoints of the traces."""
-    where = selection.where()
-    counted = await backend.rows(_fill(_DATAPOINTS, where), selection.values)
-    rows = await backend.rows(_fill(_PASS_K, where), {**selection.values, "k": k})
-    return PassK(datapoints=counted[0]["datapoints"], pass_k=[row["pass"] for row in rows])
+    rows = await backend.rows(_fill(_PASS_K, selection.where()), {**selection.values, "k": k})
+    # Each has at least one trial.
+    datapoints = rows[0]["datapoints"] if rows else 0
+    return PassK(datapoints=datapoints, pass_k=[row["pass"] for row in rows])
