@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import anyio
+from anyio.lowlevel import checkpoint
 
 from caribou.kestrel import LiveStream
 from caribou.kestrel.models import LiveEvent, LiveGap, LiveSpan, LiveTrace
@@ -25,4 +25,4 @@ def happened(events: list[LiveEvent]) -> list[str]:
 async def begun(stream: LiveStream) -> None:
     """Return once somebody waits for its next event."""
     while stream._waiting is None:
-        await anyio.lowlevel.checkpoint()
+        await checkpoint()
