@@ -20,7 +20,7 @@ from support.waiting import wait_until
 
 import caribou.sync as caribou
 from caribou import InvalidType, InvalidValue
-from caribou.kestrel import BlockingKestrelClient, KestrelClient
+from caribou.kestrel import BlockingKestrelClient, KestrelClient, TraceFilters
 from caribou.kestrel.models import (
     ModelUse,
     Page,
@@ -30,6 +30,7 @@ from caribou.kestrel.models import (
     ToolUse,
 )
 from caribou.server.app import create_app
+from caribou.server.routes_traces import FILTERS as FILTERS_THERE
 
 
 @pytest_asyncio.fixture
@@ -94,6 +95,12 @@ async def test_a_filter_that_is_not_known_is_refused_before_anything_is_sent() -
         client.list_traces(tag="x")  # type: ignore[call-arg]
     with pytest.raises(InvalidType, match="tags must be a list of texts"):
         client.list_traces(tags="abc")
+
+
+def test_the_client_has_every_filter_of_the_service() -> None:
+    apart = {"tags": "tag", "meta": "meta.", "meta_min": "meta.", "meta_max": "meta."}
+    ours = {apart.get(name, name) for name in TraceFilters.__annotations__}
+    assert ours == {query.name for query in FILTERS_THERE}
 
 
 def test_they_block_too(tmp_path: Path) -> None:
