@@ -17,19 +17,16 @@ import asyncio
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import comb
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from harness import kestrel
 
 import caribou
 from caribou.kestrel import BlockingKestrelClient, KestrelClient
@@ -249,33 +246,6 @@ def pass_by_api(run: str) -> list[float]:
         print(f"{url} answers for {found.datapoints} datapoints", end=" ")
         print(f"in {(time.perf_counter() - start) * 1000:.0f} ms")
         return found.pass_k
-
-
-@contextmanager
-def kestrel() -> Iterator[str]:
-    """The address of a service over the store, once all that was there is in it."""
-    command = [sys.executable, "-m", "caribou", "serve", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:
-        try:
-            assert service.stdout is not None
-            announced = re.search(r"http://\S+", service.stdout.readline())
-            if announced is None:
-                raise SystemExit("caribou serve did not start")
-            while not is_ready(announced[0]):
-                time.sleep(0.1)
-            yield announced[0]
-        finally:
-            service.terminate()
-
-
-def is_ready(url: str) -> bool:
-    """Whether the service has taken in what was there when it started."""
-    try:
-        with urllib.request.urlopen(f"{url}/readyz"):
-            return True
-    except urllib.error.HTTPError as error:
-        error.close()
-        return False
 
 
 async def replay(rollouts: list[Rollout], run: str) -> dict[str, Rollout]:
