@@ -6,10 +6,19 @@ from collections.abc import Set
 
 import msgspec
 
-from ..kestrel.models import PHASES, Page, Span, Trace
+from ..kestrel.models import (
+    PHASES,
+    ModelUse,
+    Page,
+    PassK,
+    ScoreDistribution,
+    Span,
+    StepSummary,
+    ToolUse,
+    Trace,
+)
 from ..records import RolloutStatus
 from . import aggregates
-from .aggregates import ModelUse, PassK, ScoreDistribution, StepSummary, ToolUse
 from .backend import Row
 from .problems import Problem, not_found
 from .routing import PAGE, Call, Query, Route

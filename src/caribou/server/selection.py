@@ -71,8 +71,11 @@ class Search:
     quick: bool
 
     def traces(self, scope: str) -> str:
-        """The traces that have it among the rows of ``scope``, as a subquery."""
-        return f"(SELECT {self.trace_id} FROM {self.table} WHERE {scope} AND {self.condition})"
+        """The traces that have it among the rows of ``scope``, as a subquery. With their runs, as
+        the key of traces begins with those."""
+        return (
+            f"(SELECT run_id, {self.trace_id} FROM {self.table} WHERE {scope} AND {self.condition})"
+        )
 
     def matches(self, scope: str, most: int) -> str:
         """A query that counts matching rows up to ``most``; a hidden version is one, too."""
@@ -152,7 +155,7 @@ class Selection:
                     f" AND (run_id, {search.trace_id}) IN"
                     f" (SELECT run_id, trace_id FROM traces_rows WHERE {among})"
                 )
-            conditions.append(f"trace_id IN {search.traces(scope)}")
+            conditions.append(f"(run_id, trace_id) IN {search.traces(scope)}")
         return " AND ".join(conditions) or "1"
 
     def on_spans(self) -> str:
