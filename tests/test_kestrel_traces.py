@@ -279,6 +279,25 @@ async def test_a_trace_is_found_by_the_id_that_was_given(door: DoorServer, store
         assert (await get(client, "/traces/my 'own' id"))["trace_id"] == trace["trace_id"]
 
 
+async def test_large_records_make_short_pages(door: DoorServer) -> None:
+    backend = remote_backend(door)
+    about = {"run_id": "r", "trace_id": "cd" * 16, "start_time": "2026-01-01 00:00:00"}
+    sizes = [1, 7 << 20, 7 << 20, 7 << 20, 17 << 20, 1]
+    for seq, size in enumerate(sizes):
+        await backend.insert(
+            "spans", [{**about, "seq": seq, "span_id": f"{seq:016x}", "content": "x" * size}]
+        )
+    pages: list[list[int]] = []
+    async with api(backend) as client:
+        cursor: dict[str, str] | None = {}
+        while cursor is not None:
+            page = await get(client, f"/traces/{'cd' * 16}/spans", limit=1000, **cursor)
+            pages.append([span["seq"] for span in page["items"]])
+            assert all(len(span["content"]) == sizes[span["seq"]] for span in page["items"])
+            cursor = {"cursor": page["next_cursor"]} if page["next_cursor"] else None
+    assert pages == [[0, 1, 2], [3], [4], [5]]
+
+
 async def test_records_without_a_summary_are_shown(door: DoorServer) -> None:
     backend = remote_backend(door)
     row = {"run_id": "r", "trace_id": "ab" * 16, "seq": 0, "span_id": "01" * 8}

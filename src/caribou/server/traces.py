@@ -33,6 +33,20 @@ _SPAN_COLUMNS: Final = ", ".join(Span.__struct_fields__)
 _WINDOWS: Final = (2_000, 20_000)
 _MANY: Final = 50_000  # matches: counting goes no further
 _FEW: Final = 5_000  # so many are found at once among all traces
+# What a record may have much of, and how much of it goes into one page.
+_LONG: Final = (
+    "content",
+    "tool_calls",
+    "arguments",
+    "result",
+    "error",
+    "criteria",
+    "prompt",
+    "data",
+)
+_TEXTS: Final = ", ".join(_LONG)
+_SIZE: Final = " + ".join(f"ifNull(length({name}), 0)" for name in _LONG)
+_PAGE_BYTES: Final = 16 << 20
 _ROWS_A_CHECK: Final = 150  # ids in one statement: they travel in an address
 _MOST_ROWS: Final = 10_000
 
@@ -167,6 +181,8 @@ async def find_spans(
 ) -> tuple[list[Row], str | None]:
     """A page of a trace's records in the order in which they were logged, and the next cursor.
 
+    It ends early where the records are large; it never is empty when there are more.
+
     Raises:
         Problem: the cursor is not one of this list.
         StoreError: the engine refused.
@@ -183,10 +199,16 @@ async def find_spans(
         seq, span_id = read_cursor(cursor, f"spans {trace_id}", [_Integer, _Id])
         values |= {"seq": seq, "span": span_id}
         conditions.append("(seq, span_id) > ({seq:Int64}, {span:String})")
-    rows = await backend.rows(
-        f"SELECT {_SPAN_COLUMNS} FROM spans WHERE {' AND '.join(conditions)}"
-        " ORDER BY seq, span_id LIMIT {limit:UInt64}",
+    found = f"FROM spans WHERE {' AND '.join(conditions)} ORDER BY seq, span_id LIMIT"
+    fitting = await backend.rows(
+        f"SELECT countIf(upto <= {_PAGE_BYTES}) AS records FROM (SELECT sum({_SIZE})"
+        " OVER (ORDER BY seq, span_id ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS upto"
+        f" FROM (SELECT seq, span_id, {_TEXTS} {found} {{limit:UInt64}}))",
         values,
+    )
+    limit = min(limit, max(fitting[0]["records"], 1))
+    rows = await backend.rows(
+        f"SELECT {_SPAN_COLUMNS} {found} {{limit:UInt64}}", {**values, "limit": limit + 1}
     )
     page = rows[:limit]
     if len(rows) <= limit:
