@@ -54,7 +54,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """The strict type check of the source, and of what the public API shows its users."""
-    install(session, "types", package=".[kestrel]")
+    install(session, "types", package=".[kestrel,otlp]")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "caribou", "--ignoreexternal")
 
@@ -62,7 +62,7 @@ def types(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The test suite. Arguments after ``--`` go to pytest: ``-- -m "not slow"``."""
-    install(session, "test", package=".[local,kestrel]")
+    install(session, "test", package=".[local,kestrel,otlp]")
     session.run("pytest", *session.posargs)
 
 
@@ -84,6 +84,6 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """The measurements, beside opentelemetry-sdk. Takes minutes; wants a quiet machine."""
-    install(session, "bench", package=".[local]")
+    install(session, "bench", package=".[local,otlp]")
     for program in ("import_time.py", "hot_path.py", "lag.py"):
         session.run("python", f"benchmarks/{program}", *session.posargs)

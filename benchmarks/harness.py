@@ -16,9 +16,21 @@ import time
 import urllib.error
 import urllib.request
 from array import array
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+# The variables of each service; an empty value stands for the sink's address.
+SERVICES = {
+    "clickhouse": [("CLICKHOUSE_URL", "")],
+    "kestrel": [("KESTREL_API_URL", "")],
+    "otlp": [("OTEL_EXPORTER_OTLP_ENDPOINT", "")],
+    "langfuse": [
+        ("LANGFUSE_HOST", ""),
+        ("LANGFUSE_PUBLIC_KEY", "pk-lf-bench"),
+        ("LANGFUSE_SECRET_KEY", "sk-lf-bench"),
+    ],
+}
 
 HERE = Path(__file__).parent
 MIB = 1 << 20
@@ -51,24 +63,22 @@ def null_sink() -> Iterator[Sink]:
 
 
 def measure(
-    program: str, *arguments: str, sink: bool = True, kestrel: bool = False
+    program: str, *arguments: str, services: Collection[str] = ("clickhouse",)
 ) -> dict[str, float]:
     """Run one side of a benchmark in a fresh process with a fresh journal and a fresh sink.
 
-    The program prints its figures as one JSON object; ``counts`` of the sink are added. With
-    ``kestrel`` the sink stands for that service too.
+    The program prints its figures as one JSON object; ``counts`` of the sink are added. The sink
+    stands for each of ``services``, whose variables are set; there is none for nothing.
     """
     with contextlib.ExitStack() as stack:
         home = stack.enter_context(tempfile.TemporaryDirectory(prefix="caribou-bench-"))
-        own = ("CARIBOU_", "CLICKHOUSE_", "KESTREL_", "OTEL_")
+        own = ("CARIBOU_", "CLICKHOUSE_", "KESTREL_", "LANGFUSE_", "OTEL_")
         environment = {k: v for k, v in os.environ.items() if not k.startswith(own)}
         environment["CARIBOU_HOME"] = home
-        receiver = stack.enter_context(null_sink()) if sink else None
-        if receiver:
-            environment["CLICKHOUSE_URL"] = receiver.url
-            environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = receiver.url
-            if kestrel:
-                environment["KESTREL_API_URL"] = receiver.url
+        receiver = stack.enter_context(null_sink()) if services else None
+        for service in services:
+            assert receiver
+            environment |= {name: value or receiver.url for name, value in SERVICES[service]}
         command = [sys.executable, str(HERE / program), *arguments]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
         figures: dict[str, float] = json.loads(done.stdout)

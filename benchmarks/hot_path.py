@@ -1,13 +1,14 @@
 """The cost of tracing on the caller's side: Caribou beside opentelemetry-sdk.
 
-    python benchmarks/hot_path.py [--rounds N] [--repeat N]
+    python benchmarks/hot_path.py [--rounds N] [--repeat N] [--only SIDE...]
 
 The workload: 64 concurrent rollouts of 32 records with contents of 400 characters and an
 ``await asyncio.sleep(0)`` after each, round after round. Every side runs in a process of its own,
 one after the other and in turns, and delivers over HTTP to a local sink in another process. The
 figures are medians over the repetitions. OpenTelemetry runs with its defaults, and with a queue so
 long that nothing is dropped. ``caribou-kestrel`` is Caribou with ``KESTREL_API_URL`` set: what
-opening a rollout costs then is in ``open µs``.
+opening a rollout costs then is in ``open µs``. ``caribou-langfuse`` delivers to ClickHouse and to
+Langfuse, ``caribou-otlp`` to an OTLP backend alone, as the SDK does, with rows kept in the journal.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ import time
 from array import array
 
 from harness import PeakMemory, measure, quantile, table, texts, watch_lag
-from sides import Side, make
+from sides import SERVICES, Side, make
 
 ROLLOUTS = 64
 RECORDS = 32
 CONTENT_CHARACTERS = 400
-ORDER = ("bare", "sdk", "sdk-raised", "caribou", "caribou-kestrel")
+ORDER = (
+    *("bare", "sdk", "sdk-raised"),
+    *("caribou", "caribou-kestrel", "caribou-langfuse", "caribou-otlp"),
+)
 
 
 async def run_rollout(
@@ -94,11 +98,10 @@ def measure_side(name: str, rounds: int) -> dict[str, float]:
     """Measure one side in a fresh process; adds what its sink received."""
     figures = measure(
         *("hot_path.py", "--side", name, "--rounds", str(rounds)),
-        sink=name != "bare",
-        kestrel=name == "caribou-kestrel",
+        services=SERVICES[name],
     )
     logged = ROLLOUTS * RECORDS * (rounds + 1)
-    if name.startswith("sdk"):
+    if "otlp" in SERVICES[name]:
         logged += ROLLOUTS * (rounds + 1)  # the root spans
         figures["delivered"] = figures.get("sink_otlp", 0)
     else:
@@ -128,6 +131,8 @@ COLUMNS = {
 def verdicts(sides: dict[str, dict[str, float]]) -> list[tuple[str, str, str]]:
     """What is required of Caribou, what was seen, and whether that is enough."""
     ours, theirs, bare = sides["caribou"], sides["sdk-raised"], sides["bare"]
+    otlp, langfuse = sides["caribou-otlp"], sides["caribou-langfuse"]
+    with_langfuse = 100 * langfuse["call_median_us"] / ours["call_median_us"]
 
     def times_cheaper(figure: str) -> float:
         # Without what reading the clock twice costs, which is in every side's figure.
@@ -141,6 +146,8 @@ def verdicts(sides: dict[str, dict[str, float]]) -> list[tuple[str, str, str]]:
         ("records/s", ours["records_per_second"], 80_000, 1),
         ("lag above the bare loop's, ms", ours["lag_worst_ms"] - bare["lag_worst_ms"], 5, -1),
         ("peak memory growth, MiB", ours["memory_mib"], 40, -1),
+        ("call median with Langfuse, % of without", with_langfuse, 105, -1),
+        ("CPU per span over OTLP, times less", theirs["cpu_us"] / otlp["cpu_us"], 2, 1),
     ]
     return [
         (
@@ -158,13 +165,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="+", default=ORDER, choices=ORDER, metavar="SIDE")
     arguments = parser.parse_args()
     if arguments.side:
         json.dump(asyncio.run(run_side(arguments.side, arguments.rounds)), sys.stdout)
         return
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ORDER}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.only}
     for repetition in range(arguments.repeat):
-        for name in ORDER:
+        for name in arguments.only:
             print(f"{repetition + 1}/{arguments.repeat} {name}", file=sys.stderr)
             runs[name].append(measure_side(name, arguments.rounds))
     sides = {
@@ -180,6 +188,8 @@ def main() -> None:
             for name, figures in sides.items()
         ],
     )
+    if sides.keys() != set(ORDER):
+        return
     table(
         "Caribou against the SDK with the raised queue", ["", "required", "seen"], verdicts(sides)
     )

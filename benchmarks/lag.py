@@ -23,7 +23,7 @@ from array import array
 from dataclasses import dataclass
 
 from harness import PeakMemory, gil_hog, measure, quantile, table, texts, watch_lag
-from sides import Side, make
+from sides import SERVICES, Side, make
 
 PAUSE = 0.1  # seconds between two records of one agent
 
@@ -42,7 +42,7 @@ SCENARIOS = {
     "large": Scenario(agents=16, characters=256 * 1024),
     "hog": Scenario(agents=90, characters=400, hog=True),
 }
-SIDES = ("bare", "caribou")
+SIDES = ("bare", "caribou", "caribou-langfuse")
 
 
 async def run_agent(side: Side, number: int, contents: list[str], end: float) -> None:
@@ -115,7 +115,7 @@ def main() -> None:
             for name in SIDES:
                 print(f"{repetition + 1}/{arguments.repeat} {scenario} {name}", file=sys.stderr)
                 options = ("--run", name, scenario, "--seconds", str(arguments.seconds))
-                figures = measure("lag.py", *options, sink=name != "bare")
+                figures = measure("lag.py", *options, services=SERVICES[name])
                 runs.setdefault((scenario, name), []).append(figures)
     rows: list[list[str]] = []
     for (scenario, name), results in runs.items():

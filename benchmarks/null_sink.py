@@ -6,7 +6,7 @@ the processor from what is measured:
 - ClickHouse over HTTP: ``INSERT`` bodies (NDJSON, plain or zstd) are counted in lines by table;
   ``SELECT version()`` names a current server; every other question is answered with 0.
 - Kestrel: what ``PUT /api/v1/...`` registers is counted as ``registrations``;
-- OTLP over HTTP: ``POST /v1/traces`` bodies (protobuf) are counted in spans.
+- OTLP over HTTP, Langfuse's as well: ``POST .../v1/traces`` bodies (protobuf) are counted in spans.
 
 ``GET /counts`` answers with the counts as JSON. Run as a program it listens on a free port of the
 loopback interface, prints the port, and ends when its standard input closes.
@@ -87,7 +87,7 @@ def answer(method: str, target: str, headers: dict[str, str], body: bytes) -> by
     if url.path == "/counts":
         with lock:
             return json.dumps(counts).encode()
-    if url.path == "/v1/traces":
+    if url.path.endswith("/v1/traces"):
         spans = count_spans(gzip.decompress(body) if encoding == "gzip" else body)
         with lock:
             counts["otlp"] += spans

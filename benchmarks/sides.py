@@ -47,7 +47,7 @@ class Bare:
 
 
 class Caribou:
-    """Caribou with the journal on disk, delivering to ``CLICKHOUSE_URL``."""
+    """Caribou with the journal on disk, delivering to what the environment names."""
 
     def __init__(self) -> None:
         import caribou
@@ -136,6 +136,19 @@ SIDES = {
     "bare": Bare,
     "caribou": Caribou,
     "caribou-kestrel": Caribou,
+    "caribou-langfuse": Caribou,
+    "caribou-otlp": Caribou,
     "sdk": OpenTelemetry,
     "sdk-raised": lambda: OpenTelemetry(queue=1 << 22),
 }
+
+SERVICES: dict[str, tuple[str, ...]] = {
+    "bare": (),
+    "caribou": ("clickhouse",),
+    "caribou-kestrel": ("clickhouse", "kestrel"),
+    "caribou-langfuse": ("clickhouse", "langfuse"),
+    "caribou-otlp": ("otlp",),
+    "sdk": ("otlp",),
+    "sdk-raised": ("otlp",),
+}
+"""What each side delivers to."""

@@ -23,7 +23,10 @@ from caribou.journal.journal import Journal
 
 _LIMIT = 100.0  # seconds; the first import of the engine reads some 500 MB
 # What may be set where the tests run and would change what they see.
-_UNSET = ("CLICKHOUSE_", "CARIBOU_", "LANGFUSE_", "KESTREL_", "FORCE_COLOR", "NO_COLOR", "COLUMNS")
+_UNSET = (
+    *("CLICKHOUSE_", "CARIBOU_", "LANGFUSE_", "KESTREL_", "OTEL_"),
+    *("FORCE_COLOR", "NO_COLOR", "COLUMNS"),
+)
 
 # A program that records the least there is to look at.
 ONE_ROLLOUT = """

@@ -21,7 +21,7 @@ from caribou import _process, _recording
 
 pytest_plugins = ["caribou.testing", "support.fixtures"]
 
-_UNSET = ("CLICKHOUSE_", "CARIBOU_", "LANGFUSE_", "KESTREL_")
+_UNSET = ("CLICKHOUSE_", "CARIBOU_", "LANGFUSE_", "KESTREL_", "OTEL_")
 
 
 def _eager_loop() -> asyncio.AbstractEventLoop:

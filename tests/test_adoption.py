@@ -8,10 +8,13 @@ import os
 from pathlib import Path
 
 import pytest
-from support.backend import Backend, leave_rows, running
+from support.backend import Backend, leave_rows, no_successor, running
 
 from caribou.delivery.adoption import _MOST_AT_ONCE
+from caribou.delivery.dispatcher import Dispatcher
+from caribou.journal.journal import Journal
 from caribou.journal.owner import is_alive, owner_folders
+from caribou.sinks.base import Batch, Retry
 
 pytestmark = pytest.mark.asyncio
 
@@ -94,3 +97,74 @@ async def test_where_a_torn_row_cannot_be_set_aside_the_folder_is_given_back(
         assert sink.rows == [1]
     (torn,) = (tmp_path / "dead").glob("*.torn")
     assert b'{"half' in torn.read_bytes()
+
+
+def leave_for(root: Path, sinks: dict[str, str], number: int) -> None:
+    """A row that a process left for several sinks."""
+    journal = Journal(
+        root, sinks=sinks, max_bytes=1 << 30, rolled=lambda: None, successor=no_successor
+    )
+    journal.streams["spans"].append(json.dumps({"seq": number}).encode())
+    journal.close(delivered=False)
+
+
+class Store(Backend):
+    """Tells when it has so many rows."""
+
+    name = "clickhouse"
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.full = asyncio.Event()
+        self._count = count
+
+    async def send(self, batch: Batch) -> None:
+        await super().send(batch)
+        if len(self.rows) == self._count:
+            self.full.set()
+
+
+async def test_a_sink_in_trouble_keeps_no_other_from_what_the_dead_left(tmp_path: Path) -> None:
+    """However many folders wait for it."""
+    count = 3 * _MOST_AT_ONCE
+    store, copies = Store(count), Backend()
+    copies.name = "langfuse"
+    copies.down = lambda: Retry("connection refused")
+    sinks = {sink.name: sink.target for sink in (store, copies)}
+    for number in range(count):
+        leave_for(tmp_path, sinks, number)
+    journal = Journal(
+        tmp_path,
+        sinks=sinks,
+        max_bytes=1 << 30,
+        rolled=lambda: None,
+        successor=no_successor,
+    )
+    dispatcher = Dispatcher(
+        journal,
+        tmp_path,
+        [store, copies],
+        durable=sinks,
+        batch_bytes=1 << 20,
+        batch_rows=1000,
+        batch_age=0.01,
+    )
+    running = asyncio.create_task(dispatcher.run())
+    try:
+        async with asyncio.timeout(20):
+            await store.full.wait()
+        assert sorted(store.rows) == list(range(count))
+        held = [folder for folder in owner_folders(tmp_path) if is_alive(folder)]
+        assert len(held) <= _MOST_AT_ONCE + 1
+        copies.down = None
+        async with asyncio.timeout(30):
+            await dispatcher.flush(recovered=True)
+        assert sorted(set(copies.rows)) == list(range(count))
+        assert len(store.rows) == len(copies.rows) == count
+        for ledger, _ in dispatcher.accounts().values():
+            assert ledger.recovered == ledger.delivered == count
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+        journal.close(delivered=dispatcher.delivered)
+    assert list(owner_folders(tmp_path)) == []

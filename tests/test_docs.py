@@ -19,7 +19,7 @@ import caribou
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SETTING = re.compile(r"\b(?:CARIBOU|CLICKHOUSE|KESTREL)_[A-Z_]+\b")
+SETTING = re.compile(r"\b(?:CARIBOU|CLICKHOUSE|KESTREL|LANGFUSE|OTEL)_[A-Z_]+\b")
 
 
 def blocks(language: str) -> list[tuple[str, str]]:

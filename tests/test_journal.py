@@ -460,3 +460,18 @@ def test_every_table_has_a_stream(tmp_path: Path) -> None:
     journal = open_journal(tmp_path)
     assert set(journal.streams) == set(TABLES)
     journal.close(delivered=True)
+
+
+def test_segments_that_stay_take_no_room_in_a_cursor(tmp_path: Path) -> None:
+    cursor = Cursor(tmp_path, "sink")
+    for number in range(1, 10_001):
+        cursor.acknowledge("spans", number, 4 << 20)
+        cursor.finish("spans", number)
+    cursor.acknowledge("spans", 10_001, 300)
+    # One that is not yet through is no end of what is counted from the first on.
+    cursor.acknowledge("scores", 2, 300)
+    cursor.finish("scores", 2)
+    found = Cursor(tmp_path, "sink")
+    assert found.acknowledged("spans", 10_000) >= 4 << 20
+    assert found.acknowledged("spans", 10_001) == 300
+    assert (found.acknowledged("scores", 1), found.acknowledged("scores", 2)) == (0, 300)

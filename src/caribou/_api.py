@@ -57,6 +57,10 @@ def configure(
     clickhouse_password: str | None = None,
     kestrel_api_url: str | None = None,
     kestrel_api_key: str | None = None,
+    langfuse_public_key: str | None = None,
+    langfuse_secret_key: str | None = None,
+    langfuse_host: str | None = None,
+    otlp: str | Mapping[str, object] | None = None,
     home: str | os.PathLike[str] | None = None,
     journal_dir: str | os.PathLike[str] | None = None,
     journal: Literal["disk", "memory"] | None = None,
@@ -83,6 +87,14 @@ def configure(
         kestrel_api_url: ``http(s)://host:port`` of a Kestrel service (``KESTREL_API_URL``), with
             which rollouts are registered; an empty text means none.
         kestrel_api_key: its key (``KESTREL_API_KEY``).
+        langfuse_public_key: the public key of a Langfuse project (``LANGFUSE_PUBLIC_KEY``), with
+            which rollouts go there too; an empty text means none.
+        langfuse_secret_key: its secret key (``LANGFUSE_SECRET_KEY``).
+        langfuse_host: ``http(s)://host`` of Langfuse (``LANGFUSE_HOST``), by default
+            ``https://us.cloud.langfuse.com``.
+        otlp: the endpoint of an OTLP/HTTP backend (``OTEL_EXPORTER_OTLP_ENDPOINT``), to which
+            ``/v1/traces`` is added, or ``{"endpoint": ..., "headers": {...}}``; an empty text means
+            none.
         home: Caribou's folder (``CARIBOU_HOME``), by default ``.caribou``.
         journal_dir: the journal's folder (``CARIBOU_JOURNAL_DIR``), by default ``journal`` in
             ``home``.

@@ -15,7 +15,7 @@ from ._registration import Registrar
 from ._settings import Settings
 from .delivery.accounting import FlushResult, SinkStats
 from .errors import ConfigurationError
-from .journal.journal import TABLES, Journal
+from .journal.journal import Journal
 from .journal.stream import Stream
 
 if TYPE_CHECKING:
@@ -50,10 +50,9 @@ class Runtime:
         self.settings = settings
         self._refused: Counter[str] = Counter()
         self._refused_lock = threading.Lock()
-        on_disk = settings.journal == "disk"
         sinks = _durable_sinks(settings)
         targets = {sink.name: sink.target for sink in sinks}
-        root = settings.journal_dir if on_disk else None
+        root = settings.journal_dir if settings.journal == "disk" else None
         self.journal = Journal(
             root,
             sinks=targets,
@@ -61,14 +60,18 @@ class Runtime:
             rolled=self._rolled,
             successor=successor,
         )
-        # Of tables that no sink takes the journal is the store.
-        self._kept = frozenset(TABLES).difference(*(sink.tables for sink in sinks))
-        # No server, and no file either: rows are nowhere but in memory.
-        self._volatile = "spans" in self._kept and self.journal.owner is None
+        self._durable = frozenset(targets)
         self.registrar = Registrar() if "kestrel" in targets else None
         # asyncio is imported here, by the first rollout, and not by `import caribou`.
         from .delivery.dispatcher import Dispatcher
         from .delivery.io_thread import IOThread
+        from .delivery.source import kept_tables
+
+        on_disk = self.journal.owner is not None
+        # Of tables that no sink stores the journal is the store.
+        self._kept = kept_tables(targets, on_disk=on_disk)
+        # No server, and no file either: rows are nowhere but in memory.
+        self._volatile = "spans" in self._kept and not on_disk
 
         self._dispatcher = Dispatcher(
             self.journal,
@@ -122,7 +125,7 @@ class Runtime:
                 dropped=dict(refused),
             )
         for name, (ledger, tables) in self._dispatcher.accounts().items():
-            if tables <= self._kept:
+            if tables <= self._kept and name not in self._durable:
                 # It only looks on, at what the local store has.
                 continue
             streams = [self.streams[table] for table in tables]
@@ -213,6 +216,27 @@ def _durable_sinks(settings: Settings) -> list[Sink]:
         from .sinks.kestrel import Kestrel
 
         sinks.append(Kestrel(settings.kestrel_api_url, api_key=settings.kestrel_api_key or ""))
+    if settings.langfuse_public_key is not None:
+        from .sinks.langfuse import Langfuse
+
+        sinks.append(
+            Langfuse(
+                settings.langfuse_host,
+                public_key=settings.langfuse_public_key,
+                secret_key=settings.langfuse_secret_key or "",
+                resource=dict(settings.otel_resource),
+            )
+        )
+    if settings.otlp_endpoint is not None:
+        from .sinks.otlp import OTLP
+
+        sinks.append(
+            OTLP(
+                settings.otlp_endpoint,
+                headers=dict(settings.otlp_headers),
+                resource=dict(settings.otel_resource),
+            )
+        )
     return sinks
 
 
@@ -241,8 +265,8 @@ async def replay(
     sinks = _durable_sinks(settings)
     if not sinks:
         raise ConfigurationError(
-            "CLICKHOUSE_URL is not set; without a server the journal itself is the store, and "
-            "every command reads it as it is"
+            "CLICKHOUSE_URL is not set, nor anything else that rows could go to; without a server "
+            "the journal itself is the store, and every command reads it as it is"
         )
     return await deliver(
         settings.journal_dir,

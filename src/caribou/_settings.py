@@ -14,6 +14,13 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import msgspec
 
+from ._otel_settings import (
+    LANGFUSE_HOST,
+    check_langfuse,
+    check_otlp,
+    otlp_from_environment,
+    resource_from_environment,
+)
 from .errors import CaribouError, ConfigurationError, InvalidType, InvalidValue
 from .records import Phase
 
@@ -23,7 +30,9 @@ PHASES: Final[tuple[Phase, ...]] = ("train", "eval", "prod")
 _SCHEMES: Final = ("http", "https")
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"", "0", "false", "no", "off"})
-_SECRET: Final = frozenset({"clickhouse_password", "kestrel_api_key"})
+_SECRET: Final = frozenset(
+    {"clickhouse_password", "kestrel_api_key", "langfuse_secret_key", "otlp_headers"}
+)
 _DATABASE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 Redact: TypeAlias = Callable[[str, dict[str, Any]], dict[str, Any]]
@@ -42,6 +51,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         clickhouse_password: the password.
         kestrel_api_url: ``http(s)://host[:port][/path]`` of the Kestrel service; None for none.
         kestrel_api_key: its key.
+        langfuse_public_key: the public key of a Langfuse project; None for no Langfuse.
+        langfuse_secret_key: its secret key.
+        langfuse_host: ``http(s)://host[:port][/path]`` of Langfuse.
+        otlp_endpoint: the whole URL that OTLP/HTTP traces are posted to; None for none.
+        otlp_headers: names and values of headers sent with them.
+        otel_resource: attributes of the resource that spans name as their origin.
         home: Caribou's folder.
         journal_dir: the journal's folder.
         journal: where rows wait: on the disk, or in memory only.
@@ -63,6 +78,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     clickhouse_password: str | None = None
     kestrel_api_url: str | None = None
     kestrel_api_key: str | None = None
+    langfuse_public_key: str | None = None
+    langfuse_secret_key: str | None = None
+    langfuse_host: str = LANGFUSE_HOST
+    otlp_endpoint: str | None = None
+    otlp_headers: tuple[tuple[str, str], ...] = ()
+    otel_resource: tuple[tuple[str, str], ...] = ()
     home: Path = Path(".caribou")
     journal_dir: Path = Path(".caribou/journal")
     journal: Literal["disk", "memory"] = "disk"
@@ -100,6 +121,7 @@ def from_environment(
         text = environ.get(variable)
         if text:
             values[name] = _checked(variable, check, text, environment=True)
+    values["otlp"] = otlp_from_environment(environ, _checked_variable, _url)
     for name, value in (given or {}).items():
         values[name] = _checked(name, _ARGUMENTS[name], value, environment=False)
     url = values.get("clickhouse_url")
@@ -109,6 +131,13 @@ def from_environment(
         # What is said on its own weighs more than what the URL carries along.
         values.setdefault("clickhouse_user", user)
         values.setdefault("clickhouse_password", password)
+    public, secret = check_langfuse(
+        values.get("langfuse_public_key"), values.get("langfuse_secret_key")
+    )
+    values |= {"langfuse_public_key": public, "langfuse_secret_key": secret}
+    endpoint, headers = values.pop("otlp")
+    values |= {"otlp_endpoint": endpoint or None, "otlp_headers": headers or ()}
+    values["otel_resource"] = resource_from_environment(environ)
     values.setdefault("home", Path(".caribou"))
     values.setdefault("journal_dir", values["home"] / "journal")
     return Settings(**values)
@@ -122,6 +151,10 @@ def _checked(
     except CaribouError as problem:
         message = f"{name} {problem}"
         raise (ConfigurationError if environment else type(problem))(message) from None
+
+
+def _checked_variable(variable: str, check: Callable[[object], object], text: str) -> Any:
+    return _checked(variable, check, text, environment=True)
 
 
 def _text(value: object) -> str:
@@ -175,12 +208,30 @@ def _kestrel_url(value: object) -> str | None:
     return bare.removesuffix("/api/v1") or None
 
 
+def _langfuse_host(value: object) -> str:
+    """The address, without the path of the API should it be there; the default for an empty one."""
+    bare, user, password = _url(value)
+    if user is not None or password is not None:
+        raise InvalidValue(
+            "must not hold credentials; they go into LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY"
+        )
+    return bare.removesuffix("/api/public/otel") or LANGFUSE_HOST
+
+
 def _key(value: object) -> str:
     text = _password(value)
     # It travels in an HTTP header, where a line break would start another header.
     if not text.isascii() or not text.isprintable():
         raise InvalidValue("must hold printable ASCII characters only")
     return text
+
+
+def _public_key(value: object) -> str:
+    key = _key(value)
+    if ":" in key:
+        # It is the user's name in basic authentication, which a colon ends.
+        raise InvalidValue("must not hold a colon; it is the key that begins with pk-lf-")
+    return key
 
 
 def _database(value: object) -> str:
@@ -263,6 +314,9 @@ _VARIABLES: Final[dict[str, tuple[str, Callable[[object], object]]]] = {
     "clickhouse_password": ("CLICKHOUSE_PASSWORD", _password),
     "kestrel_api_url": ("KESTREL_API_URL", _kestrel_url),
     "kestrel_api_key": ("KESTREL_API_KEY", _key),
+    "langfuse_public_key": ("LANGFUSE_PUBLIC_KEY", _public_key),
+    "langfuse_secret_key": ("LANGFUSE_SECRET_KEY", _key),
+    "langfuse_host": ("LANGFUSE_HOST", _langfuse_host),
     "home": ("CARIBOU_HOME", _path),
     "journal_dir": ("CARIBOU_JOURNAL_DIR", _path),
     "disabled": ("CARIBOU_DISABLED", _switch),
@@ -278,6 +332,10 @@ _ARGUMENTS: Final[dict[str, Callable[[object], object]]] = {
     "clickhouse_password": _password,
     "kestrel_api_url": _kestrel_url,
     "kestrel_api_key": _key,
+    "langfuse_public_key": _public_key,
+    "langfuse_secret_key": _key,
+    "langfuse_host": _langfuse_host,
+    "otlp": lambda value: check_otlp(value, _url),
     "home": _path,
     "journal_dir": _path,
     "journal": _journal,

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from .._otel_settings import speaks_grpc
 from .._settings import Settings
 from ..delivery.dead_letters import read_dead_letters
 from ..errors import CaribouError, JournalError
 from ..journal.owner import OwnerInfo, is_alive, network_file_system, owner_folders, read_info
 from ..journal.reader import read_rows, segment_files
+from ..sinks.base import SinkError
 from ._format import counted
 from ._owners import undelivered
 
@@ -54,6 +56,7 @@ def all_checks(settings: Settings) -> Iterator[Check]:
     yield from _engine(settings)
     if settings.clickhouse_url is not None:
         yield from _server(settings)
+    yield from _span_backends(settings)
     yield from _journal_folder(settings.journal_dir)
     yield from _owners(settings)
     yield from _dead_letters(settings.journal_dir)
@@ -113,6 +116,51 @@ def _server(settings: Settings) -> Iterator[Check]:
             yield Check("schema", "problem", str(error), "run: caribou migrate")
         else:
             yield Check("schema", "ok", f"database {settings.clickhouse_database} has the tables")
+
+
+def _span_backends(settings: Settings) -> Iterator[Check]:
+    # Late: it imports the network library.
+    import asyncio
+
+    from ..sinks.langfuse import Langfuse
+    from ..sinks.otlp import OTLP
+
+    sinks: list[tuple[str, Langfuse | OTLP, str]] = []
+    if settings.langfuse_public_key is not None:
+        host, key = settings.langfuse_host, settings.langfuse_public_key
+        secret = settings.langfuse_secret_key or ""
+        sink = Langfuse(
+            host, public_key=key, secret_key=secret, timeout=_SERVER_SECONDS,
+            connect_timeout=_SERVER_SECONDS,
+        )  # fmt: skip
+        settled = "LANGFUSE_HOST, LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY"
+        sinks.append((settled, sink, f"Langfuse at {host} takes spans, project key {key}"))
+    if settings.otlp_endpoint is not None:
+        endpoint, headers = settings.otlp_endpoint, dict(settings.otlp_headers)
+        sink = OTLP(
+            endpoint, headers=headers, timeout=_SERVER_SECONDS, connect_timeout=_SERVER_SECONDS
+        )
+        settled = "OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_EXPORTER_OTLP_HEADERS"
+        shown = f", headers {', '.join(headers)}" if headers else ""
+        sinks.append((settled, sink, f"{endpoint} takes spans{shown}"))
+    elif speaks_grpc(os.environ) and os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        yield Check(
+            "otlp",
+            "ok",
+            "OTEL_EXPORTER_OTLP_ENDPOINT is for gRPC, which Caribou does not speak; it is not used",
+        )
+    for variables, sink, detail in sinks:
+        try:
+            asyncio.run(sink.check())
+        except SinkError as error:
+            yield Check(
+                sink.name,
+                "problem",
+                error.reason,
+                f"check {variables}; what is recorded waits in the journal",
+            )
+        else:
+            yield Check(sink.name, "ok", detail)
 
 
 def _journal_folder(folder: Path) -> Iterator[Check]:
@@ -177,6 +225,8 @@ def _owners(settings: Settings) -> Iterator[Check]:
     urls = {
         "clickhouse": ("CLICKHOUSE_URL", settings.clickhouse_url),
         "kestrel": ("KESTREL_API_URL", settings.kestrel_api_url),
+        "langfuse": ("LANGFUSE_HOST and both keys", settings.langfuse_public_key),
+        "otlp": ("OTEL_EXPORTER_OTLP_ENDPOINT", settings.otlp_endpoint),
     }
     for sink in sorted({sink for sink, _ in dead.rows} & urls.keys()):
         variable, url = urls[sink]

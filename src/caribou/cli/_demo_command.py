@@ -52,7 +52,8 @@ def command(as_json: bool) -> int:
         if as_json:
             print_json(find_traces(store, Filters(run=run_id), ROLLOUTS))
         else:
-            rows = sum(sink.delivered for sink in result.sinks.values())
+            # The store has them all; other sinks have copies of some.
+            rows = max(sink.delivered for sink in result.sinks.values())
             print(f"{ROLLOUTS} rollouts, {rows:,} rows, {seconds:.1f} s, run {run_id}\n")
             _print_tour(store, run_id)
     return report_unfinished(result)

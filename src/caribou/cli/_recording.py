@@ -6,6 +6,7 @@ from .. import FlushResult, flush, shutdown
 from .._settings import Settings, from_environment
 from ..errors import ConfigurationError
 from ._output import note
+from ._owners import destinations
 
 __all__ = ["deliver", "recording_settings", "report_unfinished"]
 
@@ -37,8 +38,7 @@ def recording_settings() -> Settings:
 async def deliver(settings: Settings, seconds: float) -> FlushResult:
     """End the recording: wait for the server to take the rows, and say so if it takes long."""
     if not (await flush(_PATIENCE_SECONDS)).complete:
-        server = f"{settings.clickhouse_url}, database {settings.clickhouse_database},"
-        note(f"Waiting up to {seconds:.0f} s for {server} to take the rows.")
+        note(f"Waiting up to {seconds:.0f} s for {destinations(settings)} to take the rows.")
     return await shutdown(seconds)
 
 

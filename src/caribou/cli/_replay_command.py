@@ -14,6 +14,7 @@ from .._settings import from_environment
 from ._format import counted
 from ._options import json_option
 from ._output import Update, note, print_json, progress
+from ._owners import destinations
 
 if TYPE_CHECKING:
     from ..delivery.replay import ReplayResult
@@ -38,20 +39,15 @@ _LINE_SECONDS = 5.0
 def command(timeout: float, as_json: bool) -> int:
     """Deliver what ended processes left behind.
 
-    It goes from the journal to the ClickHouse server, also what was recorded while CLICKHOUSE_URL
-    was not set, and registrations to Kestrel. Exits with 1 when rows are
-    still undelivered or were refused.
+    It goes from the journal to the ClickHouse server, to Langfuse and to the OTLP backend, as far
+    as they are set, also what was recorded while they were not, and registrations to Kestrel. Exits
+    with 1 when rows are still undelivered or were refused.
     """
     settings = from_environment()
     # Late: it imports the network library.
     from .._runtime import replay
 
-    targets: list[str] = []
-    if settings.clickhouse_url is not None:
-        targets.append(f"{settings.clickhouse_url}, database {settings.clickhouse_database}")
-    if settings.kestrel_api_url is not None:
-        targets.append(f"Kestrel at {settings.kestrel_api_url}")
-    target = " and ".join(targets)
+    target = destinations(settings)
     with progress("Delivering") as update:
         shown = _Shown(target, update)
         try:

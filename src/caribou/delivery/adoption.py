@@ -54,7 +54,11 @@ class Adoption:
         self._notices = Notices()
 
     async def look(self) -> None:
-        """Adopt folders whose owner is dead, until there are enough for now."""
+        """Adopt folders whose owner is dead, until there are enough for now.
+
+        What a sink waits for that does not take anything now holds up no other: such folders are
+        left, and given back when their places are needed.
+        """
         self.more = False
         self.other_bytes = 0
         if self._root is None:
@@ -63,7 +67,7 @@ class Adoption:
         for folder in owner_folders(self._root):
             if folder in taken or folder == self._own_folder():
                 continue
-            if len(self.sources) >= _MOST_AT_ONCE:
+            if len(self.sources) >= _MOST_AT_ONCE and not self._give_back():
                 self.more = True
                 return
             try:
@@ -81,6 +85,30 @@ class Adoption:
         for source in [source for source in self.sources if source.finished]:
             self.sources.remove(source)
             source.close()
+
+    def _give_back(self) -> bool:
+        """Make room: give up folders that only sinks in trouble wait for. False if there is none
+        that no courier is at work on."""
+        idle = [
+            source
+            for source in self.sources
+            if not source.users and all(link.gate.failures for link in self._links_waiting(source))
+        ]
+        for source in idle:
+            self.sources.remove(source)
+            self.owners -= 1
+            for link in self._links_waiting(source):
+                # They are some other account's again, perhaps this one's later.
+                link.ledger.recovered -= source.pending_rows(link.sink.name)
+            source.close()
+        return bool(idle)
+
+    def _links_waiting(self, source: AdoptedSource) -> list[Link]:
+        return [
+            link
+            for link in self._links
+            if link.sink.name in source.cursors and source.waits(link.sink.name)
+        ]
 
     def close(self) -> None:
         """Give up every folder; what is left in one is there for the next process."""
@@ -113,7 +141,14 @@ class Adoption:
         if info.format != FORMAT:
             raise JournalError(f"it has format {info.format}, this version knows {FORMAT}")
         links = self._links_for(info)
-        return bool(links) and concerns(folder, [link.sink for link in links])
+        if not links or not concerns(folder, info, [link.sink for link in links]):
+            return False
+        at_work = [link.sink for link in links if not link.gate.failures]
+        if len(at_work) == len(links) or (at_work and concerns(folder, info, at_work)):
+            return True
+        # Adopting it would help nobody now.
+        self.more = True
+        return False
 
     def _links_for(self, info: OwnerInfo) -> list[Link]:
         return [

@@ -114,8 +114,15 @@ class Courier:
     ) -> None:
         """Deliver what ``source`` holds now. What dead processes left is given way by new rows:
         an interruptible pass ends after a batch when one of this process's own is due."""
-        if self._link.sink.name not in source.cursors:
+        if source.closed or self._link.sink.name not in source.cursors:
             return
+        source.users += 1
+        try:
+            await self._segments(source, full_only=full_only, interruptible=interruptible)
+        finally:
+            source.users -= 1
+
+    async def _segments(self, source: Source, *, full_only: bool, interruptible: bool) -> None:
         lost: OSError | None = None
         for segment in source.segments(self.table):
             if full_only and not segment.sealed:

@@ -34,6 +34,7 @@ class Gate:
         self.failures: int = 0
         self._opens = 0.0
         self._not_before = 0.0
+        self._asked_until = 0.0
         self._probing = False
         self._changed = asyncio.Event()
 
@@ -53,8 +54,11 @@ class Gate:
                 pass
 
     def passed(self) -> None:
-        """The attempt reached the backend and it answered."""
-        if self.failures:
+        """The attempt reached the backend and it answered. One that was under way when another was
+        told to wait does not shorten that."""
+        if self.failures and (
+            self._probing or asyncio.get_running_loop().time() >= self._asked_until
+        ):
             self.failures = 0
             self._probing = False
             self._notify()
@@ -66,6 +70,7 @@ class Gate:
         if not self.failures or self._probing:
             self.failures += 1
             asked = min(retry_after or 0.0, LONGEST_RETRY_AFTER)
+            self._asked_until = now + asked
             self._not_before = now + max(asked, _SOONEST_NUDGE)
             self._opens = now + max(asked, backoff(self.failures))
         self._probing = False

@@ -131,7 +131,7 @@ def _waiting_rows(folder: Path, sinks: Sequence[Sink]) -> int | None:
     if owner is None:
         return None
     try:
-        if owner.info.format != FORMAT or not concerns(folder, sinks):
+        if owner.info.format != FORMAT or not concerns(folder, owner.info, sinks):
             return None
         source = AdoptedSource(owner, {sink.name: sink.tables for sink in sinks})
         return sum(source.pending_rows(sink.name) for sink in sinks)

@@ -5,18 +5,29 @@ from __future__ import annotations
 import contextlib
 import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from ..journal.cursor import Cursor
 from ..journal.journal import TABLES, Journal
-from ..journal.owner import Owner, takes
+from ..journal.owner import Owner, OwnerInfo, stores, takes
 from ..journal.reader import SegmentFile, count_rows, segment_files
 from ..journal.segment import Segment
 from ..sinks.base import Sink
 
-__all__ = ["AdoptedSource", "OwnSource", "Readable", "Source", "concerns"]
+__all__ = ["AdoptedSource", "OwnSource", "Readable", "Source", "concerns", "kept_tables"]
+
+
+def kept_tables(durable: Collection[str], *, on_disk: bool) -> frozenset[str]:
+    """The tables whose store is the journal itself, given the names of the durable sinks.
+
+    Rows in memory are no store that anybody could read. There they stay only where no sink takes
+    what was traced, so that they are not thrown away unseen.
+    """
+    if not on_disk and any(takes(sink, "spans") for sink in durable):
+        return frozenset()
+    return frozenset(table for table in TABLES if not any(stores(sink, table) for sink in durable))
 
 
 class Readable(Protocol):
@@ -62,6 +73,9 @@ class Source(ABC):
         """``tables`` gives, for each sink that has a cursor, the tables it takes."""
         self.name = name
         self.cursors = cursors
+        self.users: int = 0
+        """How many couriers are at work on it."""
+        self.closed: bool = False
         self._tables = tables
 
     @abstractmethod
@@ -96,13 +110,13 @@ class OwnSource(Source):
         self, journal: Journal, tables: dict[str, frozenset[str]], durable: Collection[str]
     ) -> None:
         """``durable`` names the sinks whose acknowledgement lets a segment go. Of tables that none
-        of them takes the journal is the store, and segments stay."""
+        of them stores the journal is the store, and segments stay."""
         # A sink that is only watching (the console) starts afresh in every process.
         folder = journal.folder
         cursors = {sink: Cursor(folder if sink in durable else None, sink) for sink in tables}
         super().__init__(journal.name, cursors, tables)
         self._journal = journal
-        self._kept = frozenset(TABLES) - self._taken(durable)
+        self._kept = kept_tables(durable, on_disk=journal.owner is not None)
 
     def segments(self, table: str) -> Sequence[Readable]:
         """As in :class:`Source`."""
@@ -111,10 +125,16 @@ class OwnSource(Source):
     def settle(self, segment: Readable) -> None:
         """As in :class:`Source`."""
         assert isinstance(segment, Segment)
-        if segment.table not in self._kept and self._done(segment):
-            number = segment.number
+        table, number = segment.table, segment.number
+        if not self._done(segment):
+            return
+        if table not in self._kept:
             self._journal.release(segment)
-            self._forget(segment.table, number)
+            self._forget(table, number)
+            return
+        for sink, cursor in self.cursors.items():
+            if table in self._tables[sink]:
+                cursor.finish(table, number)
 
     @property
     def delivered(self) -> bool:
@@ -171,7 +191,7 @@ class AdoptedSource(Source):
         files = segment_files(owner.folder)
         self._segments = [_DeadSegment(file) for file in files if file.table in TABLES]
         self._ours = self._taken(tables)
-        self._foreign = set(owner.info.sinks) - set(tables)
+        self._everybody = _Everybody(owner.folder, {*owner.info.sinks, *tables})
         self._leaves = any(file.table not in TABLES for file in files)
 
     def segments(self, table: str) -> Sequence[Readable]:
@@ -181,6 +201,15 @@ class AdoptedSource(Source):
     def all_segments(self) -> Sequence[Readable]:
         """Every segment in the folder, of every table."""
         return tuple(self._segments)
+
+    def waits(self, sink: str) -> bool:
+        """Whether ``sink`` has not acknowledged all of it."""
+        cursor = self.cursors[sink]
+        return any(
+            cursor.acknowledged(segment.table, segment.number) < segment.committed
+            for segment in self._segments
+            if segment.table in self._tables[sink]
+        )
 
     def pending_rows(self, sink: str) -> int:
         """Rows that ``sink`` has not acknowledged."""
@@ -200,7 +229,7 @@ class AdoptedSource(Source):
         if (table in self._ours or not segment.committed) and self._done(segment):
             segment.unmap()
             self._segments.remove(segment)
-            if segment.committed and any(takes(sink, table) for sink in self._foreign):
+            if segment.committed and not self._everybody.stored(segment, self.cursors):
                 self._leaves = True
             else:
                 segment.file.path.unlink(missing_ok=True)
@@ -213,6 +242,7 @@ class AdoptedSource(Source):
 
     def close(self) -> None:
         """Give the folder up: remove it when it is empty, else leave it to the next adopter."""
+        self.closed = True
         for segment in self._segments:
             segment.unmap()
         if self._segments or self._leaves:
@@ -221,8 +251,41 @@ class AdoptedSource(Source):
             self.owner.remove()
 
 
-def concerns(folder: Path, sinks: Iterable[Sink]) -> bool:
-    """Whether a dead owner's folder holds segments for ``sinks``, or nothing at all, so that it
-    can go."""
-    held = {file.table for file in segment_files(folder)}
-    return not held or any(not held.isdisjoint(sink.tables) for sink in sinks)
+class _Everybody:
+    """All sinks that a dead owner's rows are for: those it named, and those of this process."""
+
+    def __init__(self, folder: Path, sinks: Collection[str]) -> None:
+        self._cursors = {sink: Cursor(folder, sink) for sink in sinks}
+
+    def stored(self, file: Readable | SegmentFile, ours: Mapping[str, Cursor]) -> bool:
+        """Whether the rows of a segment are stored elsewhere and nobody waits for them.
+
+        ``ours`` are the cursors of the sinks of this process, which move on.
+        """
+        takers = [sink for sink in self._cursors if takes(sink, file.table)]
+        return any(stores(sink, file.table) for sink in takers) and not any(
+            self.waits(sink, file, ours) for sink in takers
+        )
+
+    def waits(self, sink: str, file: Readable | SegmentFile, ours: Mapping[str, Cursor]) -> bool:
+        """Whether ``sink`` has not acknowledged all rows of a segment."""
+        cursor = ours.get(sink) or self._cursors[sink]
+        end = file.committed() if isinstance(file, SegmentFile) else file.committed
+        return cursor.acknowledged(file.table, file.number) < end
+
+
+def concerns(folder: Path, info: OwnerInfo, sinks: Iterable[Sink]) -> bool:
+    """Whether a dead owner's folder holds rows that ``sinks`` wait for, or something that can go:
+    segments without rows or whose rows are stored, or nothing at all."""
+    tables = {sink.name: sink.tables for sink in sinks}
+    everybody = _Everybody(folder, {*info.sinks, *tables})
+    files = segment_files(folder)
+    for file in files:
+        takers = [sink for sink, taken in tables.items() if file.table in taken]
+        if takers and (
+            not file.committed()
+            or any(everybody.waits(sink, file, {}) for sink in takers)
+            or everybody.stored(file, {})
+        ):
+            return True
+    return not files

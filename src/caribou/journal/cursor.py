@@ -13,6 +13,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -36,6 +37,8 @@ class _State(msgspec.Struct):
     # table -> segment number (as text) -> acknowledged bytes
     acknowledged: dict[str, dict[str, int]] = {}
     in_flight: dict[str, dict[str, InFlight]] = {}
+    # table -> the last of the segments, counted from the first, that are acknowledged to their end
+    finished: dict[str, int] = {}
 
 
 class Cursor:
@@ -52,6 +55,8 @@ class Cursor:
 
     def acknowledged(self, table: str, segment: int) -> int:
         """Bytes of the segment that the sink has acknowledged."""
+        if segment <= self._state.finished.get(table, 0):
+            return sys.maxsize
         return self._state.acknowledged.get(table, {}).get(str(segment), 0)
 
     def in_flight(self, table: str, segment: int) -> InFlight | None:
@@ -68,6 +73,13 @@ class Cursor:
         self._state.acknowledged.setdefault(table, {})[str(segment)] = end
         self._state.in_flight.get(table, {}).pop(str(segment), None)
         self._save()
+
+    def finish(self, table: str, segment: int) -> None:
+        """A segment that stays is acknowledged to its end, and nothing will be added to it. Those
+        that are so from the first on take no room, however many there are."""
+        if segment == self._state.finished.get(table, 0) + 1:
+            self._state.finished[table] = segment
+            self.forget(table, segment)
 
     def forget(self, table: str, segment: int) -> None:
         """The segment is gone."""

@@ -29,6 +29,7 @@ __all__ = [
     "network_file_system",
     "owner_folders",
     "read_info",
+    "stores",
     "takes",
 ]
 
@@ -46,10 +47,26 @@ FORMAT = 1
 """Of the folders this version writes and reads."""
 
 
+# What goes to each sink that is no store of everything.
+_TAKEN = {
+    "kestrel": frozenset({"registrations"}),
+    "langfuse": frozenset({"spans", "traces", "scores"}),
+    "otlp": frozenset({"spans", "traces"}),
+}
+_COPIES = frozenset({"langfuse", "otlp"})
+
+
 def takes(sink: str, table: str) -> bool:
-    """Whether a sink that an owner names takes the rows of ``table``: Kestrel takes registrations,
-    and nobody else does."""
-    return (sink == "kestrel") == (table == "registrations")
+    """Whether a sink that an owner names takes the rows of ``table``. One that is not known here
+    is taken for a store of everything but registrations, which are for Kestrel alone."""
+    taken = _TAKEN.get(sink)
+    return table != "registrations" if taken is None else table in taken
+
+
+def stores(sink: str, table: str) -> bool:
+    """Whether rows of ``table`` may leave the journal once ``sink`` has them. Langfuse and OTLP
+    backends get copies, which no command of Caribou reads."""
+    return sink not in _COPIES and takes(sink, table)
 
 
 class OwnerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,8 +81,8 @@ class OwnerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def local(self) -> bool:
-        """Whether its segments are the local store: no sink takes what was traced."""
-        return not any(takes(sink, "spans") for sink in self.sinks)
+        """Whether its segments are the local store: no sink stores what was traced."""
+        return not any(stores(sink, "spans") for sink in self.sinks)
 
 
 def host_name() -> str:

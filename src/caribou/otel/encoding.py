@@ -1,0 +1,171 @@
+"""Spans as OTLP, in protobuf.
+
+Needs the package opentelemetry-proto (extras ``otlp`` and ``langfuse``): import this module late.
+A span is encoded alone, by the package, so that it is known how large it is; the messages around
+many of them are put together here, as a protobuf message is no more than its fields in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, cast
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyValue
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as Message
+from opentelemetry.proto.trace.v1.trace_pb2 import SpanFlags, Status
+
+from caribou._version import __version__
+
+from . import attributes as names
+from .spans import Span, Value
+
+__all__ = ["Envelope", "encode_span", "rejected"]
+
+_KINDS: Final = {"internal": Message.SPAN_KIND_INTERNAL, "client": Message.SPAN_KIND_CLIENT}
+_SHORT: Final = 128
+_MOST_ENCODED: Final = 4096
+_encoded: dict[tuple[str, object], bytes] = {}
+
+# Fields of TracesData, ResourceSpans, ScopeSpans and Span; all hold messages or texts.
+_RESOURCE_SPANS: Final = b"\x0a"
+_RESOURCE: Final = b"\x0a"
+_SCOPE_SPANS: Final = b"\x12"
+_SCOPE: Final = b"\x0a"
+_SPANS: Final = b"\x12"
+_SCHEMA_URL: Final = b"\x1a"
+_ATTRIBUTES: Final = b"\x4a"
+_FLAGS: Final = 0x001 | SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
+
+
+def encode_span(span: Span) -> bytes:
+    """One span, as it stands in a request.
+
+    Raises:
+        ValueError: an id is malformed, for which receivers refuse a whole request, or a value
+            cannot be told in OTLP.
+    """
+    events: list[Any] = [
+        {
+            "name": event.name,
+            "time_unix_nano": event.time_ns,
+            "attributes": _attributes(event.attributes),
+        }
+        for event in span.events
+    ]
+    message = Message(
+        trace_id=_id(span.trace_id, 16),
+        span_id=_id(span.span_id, 8),
+        parent_span_id=_id(span.parent_span_id, 8) if span.parent_span_id else b"",
+        name=span.name,
+        kind=_KINDS[span.kind],
+        start_time_unix_nano=span.start_ns,
+        end_time_unix_nano=span.end_ns,
+        events=events,
+        status=Status(code=Status.STATUS_CODE_ERROR, message=span.status_message)
+        if span.failed
+        else None,
+        # Sampled; and it is known that the parent is not another process's.
+        flags=_FLAGS,
+    )
+    parts = [message.SerializeToString()]
+    for name, value in span.attributes.items():
+        # What is the same in many spans is encoded once. Only texts and whole numbers: 1.0 and
+        # True are equal to 1.
+        kind = type(value)
+        if kind is int or (kind is str and len(cast("str", value)) <= _SHORT):
+            part = _encoded.get((name, value))
+            if part is None:
+                if len(_encoded) >= _MOST_ENCODED:
+                    _encoded.clear()
+                part = _encoded[name, cast("str | int", value)] = _attribute(name, value)
+        else:
+            part = _attribute(name, value)
+        parts.append(part)
+    return _field(_SPANS, b"".join(parts))
+
+
+class Envelope:
+    """What stands around spans in a request: where they come from, and which library says so."""
+
+    def __init__(self, resource: Mapping[str, str]) -> None:
+        """``resource`` are attributes of the program's; its service's name among them."""
+        attributes = {
+            names.SERVICE_NAME: names.UNKNOWN_SERVICE,
+            names.SDK_NAME: "caribou",
+            names.SDK_LANGUAGE: "python",
+            names.SDK_VERSION: __version__,
+            **resource,
+        }
+        scope = InstrumentationScope(name="caribou", version=__version__).SerializeToString()
+        schema = _field(_SCHEMA_URL, names.SCHEMA_URL.encode())
+        described = Resource(attributes=_attributes(attributes)).SerializeToString()
+        self._resource = _field(_RESOURCE, described)
+        self._scope = _field(_SCOPE, scope) + schema
+
+    def around(self, spans: Sequence[bytes]) -> bytes:
+        """A whole request of these spans."""
+        size = len(self._scope) + sum(map(len, spans))
+        scope_spans = _SCOPE_SPANS + _varint(size)
+        head = self._resource + scope_spans
+        start = _RESOURCE_SPANS + _varint(len(head) + size) + head + self._scope
+        return b"".join((start, *spans))
+
+
+def rejected(answer: bytes) -> tuple[int, str]:
+    """How many spans a receiver that answered in protobuf did not take, and what it says.
+
+    Raises:
+        ValueError: it is no such answer.
+    """
+    try:
+        partial = ExportTraceServiceResponse.FromString(answer).partial_success
+    except Exception as error:  # the package's own class, which has no public name
+        raise ValueError(str(error)) from None
+    return partial.rejected_spans, partial.error_message
+
+
+def _id(text: str, size: int) -> bytes:
+    data = bytes.fromhex(text)
+    # Zeros alone mean that there is none.
+    if len(data) != size or not any(data):
+        raise ValueError(f"an id must have {2 * size} hex digits, and not zeros alone")
+    return data
+
+
+def _attribute(name: str, value: Value) -> bytes:
+    """One attribute, as it stands in a span."""
+    # Given as dicts, messages are made in C.
+    pair: Any = {"key": name, "value": _value(value)}
+    return _field(_ATTRIBUTES, KeyValue(**pair).SerializeToString())
+
+
+def _attributes(attributes: Mapping[str, Value]) -> list[Any]:
+    return [{"key": key, "value": _value(value)} for key, value in attributes.items()]
+
+
+def _value(value: Value) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"string_value": value}
+    if isinstance(value, bool):
+        return {"bool_value": value}
+    if isinstance(value, int):
+        # A sum of token counts may be more than the field holds.
+        return {"int_value": max(-(1 << 63), min(value, (1 << 63) - 1))}
+    if isinstance(value, float):
+        return {"double_value": value}
+    return {"array_value": {"values": [{"string_value": item} for item in value]}}
+
+
+def _field(tag: bytes, data: bytes) -> bytes:
+    return tag + _varint(len(data)) + data
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)

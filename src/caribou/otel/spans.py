@@ -1,0 +1,197 @@
+"""A span as plain data, and what both mappers ask of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, TypeAlias, cast
+
+import msgspec
+
+from . import attributes as names
+
+__all__ = [
+    "LONGEST_VALUE",
+    "Attributes",
+    "Row",
+    "Span",
+    "SpanEvent",
+    "Value",
+    "agent_name",
+    "as_mapping",
+    "as_text",
+    "base",
+    "bounded",
+    "exceptions",
+    "is_open",
+    "is_scope",
+    "model_of",
+    "nanoseconds",
+    "put",
+    "sizes",
+    "total",
+]
+
+Row: TypeAlias = Mapping[str, Any]
+"""A decoded line of the journal; ``docs/design.md`` has the keys of each table."""
+
+Value: TypeAlias = str | bool | int | float | Sequence[str]
+Attributes: TypeAlias = dict[str, Value]
+
+LONGEST_VALUE: Final = 512 << 10
+"""Bytes of UTF-8 that one value of a row may have; backends refuse requests of some megabytes."""
+
+# Made once: a union written in a call is made anew each time, which costs more than the look.
+_PLAIN: Final = (str, bool, int, float)
+_OVERSIZE: Final = "oversize"
+
+_encode = msgspec.json.Encoder().encode
+
+
+class SpanEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened at one moment of a span; ``time_ns`` counts from the epoch."""
+
+    name: str
+    time_ns: int
+    attributes: Mapping[str, Value]
+
+
+class Span(msgspec.Struct, frozen=True, kw_only=True):
+    """One span of OpenTelemetry.
+
+    Attributes:
+        trace_id: 32 hex digits.
+        span_id: 16 hex digits.
+        parent_span_id: as well; empty for a root.
+        name: what a person sees.
+        kind: its role between services.
+        start_ns: nanoseconds since the epoch.
+        end_ns: as well; the start for what took no time.
+        attributes: values by name.
+        failed: its status is an error.
+        status_message: why, where somebody said so.
+        events: what happened in it.
+    """
+
+    trace_id: str
+    span_id: str
+    parent_span_id: str = ""
+    name: str
+    kind: Literal["internal", "client"] = "internal"
+    start_ns: int
+    end_ns: int
+    attributes: Mapping[str, Value]
+    failed: bool = False
+    status_message: str = ""
+    events: tuple[SpanEvent, ...] = ()
+
+
+def is_open(row: Row) -> bool:
+    """Whether this is the first row of a scope or a rollout, written when it opened. Its last one
+    is to come."""
+    return row.get("status") == "PENDING" and "end_time" not in row
+
+
+def is_scope(row: Row) -> bool:
+    """Whether the row is of a ``span()``, whose kind may be any word, also that of a record."""
+    return "version" in row
+
+
+def base(row: Row) -> dict[str, Any]:
+    """What every span has from its row: ids and times.
+
+    Raises:
+        KeyError: the row has no ids or no time.
+        ValueError: a time is malformed.
+    """
+    start = nanoseconds(row["start_time"])
+    end = row.get("end_time")
+    return {
+        "trace_id": row["trace_id"],
+        "span_id": row["span_id"],
+        "parent_span_id": row.get("parent_span_id") or "",
+        "start_ns": start,
+        # Clocks may be set back.
+        "end_ns": start if end is None else max(start, nanoseconds(end)),
+    }
+
+
+def nanoseconds(text: str) -> int:
+    """A time of a line, ``"1790000000.408435526"``, as nanoseconds since the epoch."""
+    seconds, _, fraction = text.partition(".")
+    return int(seconds) * 1_000_000_000 + int(fraction[:9].ljust(9, "0"))
+
+
+def agent_name(row: Row) -> str:
+    """Who acts: in prod the project, else the environment; empty where nobody said."""
+    own, other = row.get("env_name"), row.get("run_id")
+    if row.get("phase") == "prod":
+        own, other = other, own
+    elif not own:
+        # A run is no agent: each would have its own name.
+        other = None
+    return str(own or other or "")
+
+
+def model_of(row: Row) -> str:
+    """The model of a message: its own, or that of the rollout; of a grader only its own."""
+    model = row.get("model")
+    if model or str(row.get("kind", "")).startswith("grader."):
+        return str(model or "")
+    return str(row.get("model_name") or "")
+
+
+def as_text(value: object) -> str:
+    """A value as one text: a str as it is, anything else as JSON."""
+    return value if isinstance(value, str) else _encode(value).decode()
+
+
+def as_mapping(value: object) -> Mapping[str, Any]:
+    """An object; empty for what was none, or is cut."""
+    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def put(attributes: Attributes, name: str, value: object) -> None:
+    """Set an attribute unless there is nothing to tell. Objects and arrays become JSON."""
+    if value is None:
+        return
+    attributes[name] = value if isinstance(value, _PLAIN) else as_text(value)
+
+
+def total(*counts: int | None) -> int | None:
+    """The sum of what is known; None where nothing is."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def exceptions(row: Row, time_ns: int) -> tuple[SpanEvent, ...]:
+    """What a rollout raised, as an event at its end."""
+    if not row.get("error_type"):
+        return ()
+    attributes: Attributes = {}
+    put(attributes, names.EXCEPTION_TYPE, row["error_type"])
+    put(attributes, names.EXCEPTION_MESSAGE, row.get("error_message"))
+    put(attributes, names.EXCEPTION_STACKTRACE, row.get("traceback"))
+    return (SpanEvent(name=names.EXCEPTION, time_ns=time_ns, attributes=attributes),)
+
+
+def bounded(row: Row, longest: int = LONGEST_VALUE) -> Row:
+    """The row with every value that is larger than ``longest`` bytes cut between two characters.
+
+    What was no text is JSON text then. How large each was is told by :func:`sizes`.
+    """
+    kept: dict[str, Any] = {}
+    oversize: dict[str, int] = {}
+    for name, value in row.items():
+        kept[name] = value
+        if isinstance(value, str | list | dict):
+            data = as_text(cast("object", value)).encode()
+            if len(data) > longest:
+                # The bytes of a character that is cut in two are left out.
+                kept[name] = data[:longest].decode(errors="ignore")
+                oversize[name] = len(data)
+    return kept | {_OVERSIZE: oversize} if oversize else row
+
+
+def sizes(row: Row) -> Mapping[str, int]:
+    """The bytes that values had which :func:`bounded` cut, by column."""
+    return row.get(_OVERSIZE) or {}

@@ -1,0 +1,243 @@
+"""What sinks that speak OTLP over HTTP have in common: batches to requests, answers to failures.
+
+All that is sent may be sent again: a span has its id, and replaces itself. So no failure is
+ambiguous, and nothing has to be asked first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from caribou.otel.spans import LONGEST_VALUE, Row, Span, bounded
+from caribou.sinks._answers import NoAnswer
+from caribou.sinks.base import Batch, Misconfigured, Poison, Retry, SinkError, TooLarge
+
+if TYPE_CHECKING:
+    from caribou.otel.encoding import Envelope
+    from caribou.sinks._otlp_http import Answer, Client
+
+__all__ = [
+    "Backend",
+    "SpanSender",
+    "decoded_row",
+    "lines",
+    "load",
+    "no_answer",
+    "open_client",
+]
+
+_logger = logging.getLogger("caribou")
+
+REQUEST_BYTES = 2 << 20
+"""Of spans in a request, before compression; a larger span goes alone."""
+
+# Seconds of work on rows at a stretch. Then the I/O loop has its turn, which lets go of the
+# interpreter: the caller's loop waits no longer than that for it.
+_STRETCH = 0.0005
+_CHUNK = 128 << 10
+
+_decode = msgspec.json.Decoder(dict).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Who is asked, and which settings are at fault when it refuses."""
+
+    who: str
+    address: str
+    credentials: str
+
+
+def load() -> None:
+    """Import the HTTP client and the encoder. Where they are missing, every batch says so."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("caribou.sinks._otlp_http")
+
+
+def open_client(
+    backend: Backend,
+    url: str,
+    *,
+    headers: Mapping[str, str],
+    connections: int,
+    timeout: float,
+    connect_timeout: float,
+) -> Client:
+    """A client for requests to ``url``.
+
+    Raises:
+        Misconfigured: a package is missing.
+    """
+    try:
+        from caribou.sinks._otlp_http import Client
+    except ImportError as error:
+        raise Misconfigured(
+            f"the package of {error.name} is missing: pip install 'caribou-trace[otlp]'"
+        ) from None
+    return Client(
+        url,
+        who=backend.who,
+        variable=backend.address,
+        headers=headers,
+        connections=connections,
+        timeout=timeout,
+        connect_timeout=connect_timeout,
+    )
+
+
+class SpanSender:
+    """Sends batches of spans to one address, in requests of bounded size."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        url: str,
+        to_span: Callable[[str, Row], Span | None],
+        resource: Mapping[str, str],
+    ) -> None:
+        self._backend = backend
+        self._url = url
+        self._to_span = to_span
+        self._resource = resource
+        self._envelope: Envelope | None = None
+        # By table: the batch that was last sent, and how many of its lines are acknowledged. A
+        # server that takes so many requests a minute would else get the same ones again and again.
+        self._sent: dict[str, tuple[str, int]] = {}
+        self._refusal: SinkError | None = None
+        self._warned = ""
+
+    async def send(self, batch: Batch, client: Client) -> None:
+        """Send what the batch's rows are as spans; return when the server has all of them.
+
+        Raises:
+            SinkError: one of its subclasses, for every failure.
+        """
+        from caribou.otel.encoding import Envelope, encode_span
+
+        if self._envelope is None:
+            self._envelope = Envelope(self._resource)
+        batch_id, done = self._sent.get(batch.table, ("", 0))
+        if batch_id != batch.batch_id:
+            done = 0
+        spans: list[bytes] = []
+        size = number = 0
+        stretch = time.perf_counter()
+        for number, line in enumerate(lines(batch.data), 1):
+            if number <= done:
+                continue
+            try:
+                span = self._to_span(batch.table, decoded_row(line))
+                data = b"" if span is None else encode_span(span)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise Poison(f"a row is no span: {type(error).__name__}: {error}") from None
+            if spans and size + len(data) > REQUEST_BYTES:
+                await self._request(client, self._envelope.around(spans))
+                self._sent[batch.table] = batch.batch_id, number - 1
+                spans, size = [], 0
+            if data:
+                spans.append(data)
+                size += len(data)
+            if time.perf_counter() - stretch > _STRETCH:
+                await asyncio.sleep(0)
+                stretch = time.perf_counter()
+        if spans:
+            await self._request(client, self._envelope.around(spans))
+        self._sent[batch.table] = batch.batch_id, number
+
+    async def ask(self, client: Client) -> None:
+        """Send a request without spans.
+
+        Raises:
+            SinkError: the server does not take it.
+        """
+        await self._request(client, b"")
+
+    async def _request(self, client: Client, request: bytes) -> None:
+        from caribou.sinks._otlp_http import partial_success
+
+        try:
+            answer = await client.post_spans(self._url, request)
+        except NoAnswer as error:
+            raise no_answer(error) from None
+        self.check(answer)
+        try:
+            rejected, message = partial_success(answer)
+        except NoAnswer:
+            raise Misconfigured(self._nobody("HTTP status 200")) from None
+        if rejected > 0:
+            # Which they are is not told. The courier halves the batch until it knows.
+            told = f"spans rejected: {rejected}"
+            raise Poison(f"{told}, {message}" if message else told)
+        if message and message != self._warned:
+            self._warned = message
+            _logger.warning("%s took all spans, and says: %s", self._backend.who, message)
+
+    def check(self, answer: Answer) -> None:
+        """Return if the server took what it was sent.
+
+        Raises:
+            SinkError: it did not.
+        """
+        status = answer.status
+        if status in (401, 403):
+            # Of several refusals at once, one is told of.
+            if self._refusal is None or self._refusal.code != status:
+                self._refusal = Misconfigured(
+                    f"{self._backend.who} refused the credentials; check "
+                    f"{self._backend.credentials} ({_told(answer)})",
+                    code=status,
+                )
+            raise Misconfigured(self._refusal.reason, code=status)
+        self._refusal = None
+        if 200 <= status < 300:
+            return
+        told = _told(answer)
+        if status == 413:
+            raise TooLarge(told, code=status)
+        if status in (400, 422):
+            if "ingestion-version" in answer.reason:
+                raise Misconfigured(f"this version of {self._backend.who} is too old ({told})")
+            raise Poison(told, code=status)
+        if status in (408, 425, 429) or status >= 500:
+            raise Retry(told, code=status, retry_after=answer.retry_after)
+        raise Misconfigured(self._nobody(told), code=status)
+
+    def _nobody(self, told: str) -> str:
+        return f"no {self._backend.who} answers at {self._backend.address} ({told})"
+
+
+def no_answer(error: NoAnswer) -> SinkError:
+    """What it means that no whole answer came: to send again does no harm."""
+    return (Misconfigured if error.permanent else Retry)(error.reason)
+
+
+def decoded_row(line: bytes) -> Row:
+    """A line as a row whose values are of a size that backends take.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    row = _decode(line)
+    return bounded(row) if len(line) > LONGEST_VALUE else row
+
+
+def lines(data: memoryview) -> Iterator[bytes]:
+    """The lines of a batch, copied a few at a time."""
+    rest = b""
+    for at in range(0, len(data), _CHUNK):
+        *whole, rest = (rest + bytes(data[at : at + _CHUNK])).split(b"\n")
+        yield from whole
+
+
+def _told(answer: Answer) -> str:
+    status = f"HTTP status {answer.status}"
+    return f"{status}: {answer.reason}" if answer.reason else status

@@ -1,0 +1,156 @@
+"""One request to an OTLP backend or to Langfuse, and what became of it.
+
+It imports aiohttp and opentelemetry-proto: import it late, in the thread that does the I/O.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import zlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, NamedTuple
+
+import aiohttp
+import msgspec
+
+from caribou.otel.encoding import rejected
+from caribou.sinks._answers import NoAnswer, clean, retry_after
+from caribou.sinks._http import as_no_answer, open_session
+
+__all__ = ["Answer", "Client", "partial_success"]
+
+# A body is compressed in pieces, so that the loop is free between them.
+_PIECE = 128 << 10
+_GZIP = 31  # window bits that ask zlib for gzip's format
+
+
+class Answer(NamedTuple):
+    """What a server said; ``reason`` is fit for a person and empty for a success."""
+
+    status: int
+    reason: str
+    retry_after: float | None
+    body: bytes
+    content_type: str
+
+
+class Client:
+    """Sends requests over a few connections."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        who: str,
+        variable: str,
+        headers: Mapping[str, str],
+        connections: int,
+        timeout: float,
+        connect_timeout: float,
+    ) -> None:
+        """``who`` is asked, for people; ``variable`` holds the address."""
+        self._who = who
+        self._variable = variable
+        self._session: aiohttp.ClientSession = open_session(
+            url,
+            headers=headers,
+            connections=connections,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+        )
+
+    async def post_spans(self, url: str, request: bytes) -> Answer:
+        """Send an encoded request of spans, compressed.
+
+        Raises:
+            NoAnswer: no whole answer came.
+        """
+        headers = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip"}
+        return await self._post(url, await _compressed(request), headers)
+
+    async def post_json(self, url: str, body: object) -> Answer:
+        """Send a value as JSON.
+
+        Raises:
+            NoAnswer: no whole answer came.
+        """
+        headers = {"Content-Type": "application/json"}
+        return await self._post(url, msgspec.json.encode(body), headers)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        with contextlib.suppress(Exception):
+            await self._session.close()
+
+    async def _post(self, url: str, body: bytes, headers: dict[str, str]) -> Answer:
+        # Otherwise the body, which is no plain value to the library, would go in HTTP chunks.
+        headers["Content-Length"] = str(len(body))
+        with as_no_answer(self._who, self._variable, lambda: True):
+            async with self._session.post(
+                url, data=_whole(body), headers=headers, allow_redirects=False
+            ) as response:
+                if response.status == 200:
+                    answer = await response.read()
+                else:
+                    answer = await response.content.read(16_384)
+                    response.close()
+                after = retry_after(response.headers.get("Retry-After", ""))
+                kind = response.content_type
+        reason = "" if response.status == 200 else _reason(answer, kind)
+        return Answer(response.status, reason, after, answer, kind)
+
+
+def partial_success(answer: Answer) -> tuple[int, str]:
+    """How many spans a receiver that said 200 did not take, and what it says, on one line.
+
+    Raises:
+        NoAnswer: it is no answer of an OTLP receiver.
+    """
+    count, message = 0, ""
+    try:
+        if answer.content_type == "application/x-protobuf":
+            count, message = rejected(answer.body)
+        elif answer.content_type == "application/json":
+            # Langfuse answers an empty object, or what its queue told it.
+            said = msgspec.json.decode(answer.body or b"{}", type=dict[str, Any])
+            partial: dict[str, Any] = said.get("partialSuccess") or {}
+            if partial:
+                # In JSON, numbers of 64 bits are texts.
+                count = int(partial.get("rejectedSpans") or 0)
+                message = str(partial.get("errorMessage") or "")
+        elif answer.body:
+            raise ValueError(answer.content_type)
+    except (ValueError, TypeError, AttributeError, msgspec.DecodeError) as error:
+        raise NoAnswer(clean(str(error)), sent=True, permanent=True) from None
+    return count, clean(message)
+
+
+async def _whole(body: bytes) -> AsyncIterator[bytes]:
+    """A body in one piece; after each system call this thread queues for the interpreter lock."""
+    yield body
+
+
+async def _compressed(body: bytes) -> bytes:
+    compressor = zlib.compressobj(1, wbits=_GZIP)
+    view = memoryview(body)
+    parts: list[bytes] = []
+    for at in range(0, len(body), _PIECE):
+        parts.append(compressor.compress(view[at : at + _PIECE]))
+        await asyncio.sleep(0)
+    parts.append(compressor.flush())
+    return b"".join(parts)
+
+
+def _reason(answer: bytes, content_type: str) -> str:
+    """What a refusal says, on one line: receivers answer in JSON, in protobuf or in plain text."""
+    if content_type == "application/json":
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            said = msgspec.json.decode(answer, type=dict[str, Any])
+            texts = [said.get(name) for name in ("error", "message")]
+            found = ": ".join(text for text in texts if isinstance(text, str))
+            return clean(found or str(said))
+    if content_type == "text/html":
+        return ""
+    # A Status in protobuf is a text with a few bytes around it.
+    return clean(answer[:2000].decode(errors="ignore"))

@@ -1,0 +1,183 @@
+"""Deliver rollouts to Langfuse: spans over OTLP/HTTP, and scores by the scores API.
+
+``caribou.otel.langfuse`` makes both. Everything has an id that comes from its row, so whatever is
+sent again replaces itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64encode
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from caribou.otel.langfuse import to_score, to_span
+from caribou.sinks._answers import NoAnswer
+from caribou.sinks._otlp import (
+    Backend,
+    SpanSender,
+    decoded_row,
+    lines,
+    load,
+    no_answer,
+    open_client,
+)
+from caribou.sinks.base import Batch, Misconfigured, Poison, Retry
+
+if TYPE_CHECKING:
+    from caribou.sinks._otlp_http import Client
+
+__all__ = ["Langfuse"]
+
+_BACKEND = Backend(
+    who="Langfuse",
+    address="LANGFUSE_HOST",
+    credentials="LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY",
+)
+_TRACES = "/api/public/otel/v1/traces"
+_SCORES = "/api/public/scores"
+_SCORES_AT_ONCE = 8
+# Scores that were taken, kept so that a batch of which some were refused does not go whole again.
+_REMEMBERED = 20_000
+
+
+class Langfuse:
+    """The sink for a project of Langfuse; implements ``Sink``.
+
+    Args:
+        host: ``http(s)://host[:port]``.
+        public_key: names the project.
+        secret_key: never shown.
+        resource: attributes of the program that is traced, such as ``service.name``.
+        timeout: seconds for one request, its answer included.
+        connect_timeout: seconds for reaching the host, TLS included.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        public_key: str,
+        secret_key: str,
+        resource: Mapping[str, str] | None = None,
+        timeout: float = 30.0,
+        connect_timeout: float = 5.0,
+    ) -> None:
+        self._host = host.rstrip("/")
+        self._public_key = public_key
+        self._secret_key = secret_key
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._sender = SpanSender(_BACKEND, self._host + _TRACES, to_span, resource or {})
+        self._scored: dict[str, None] = {}
+        self._client: Client | None = None
+
+    def __repr__(self) -> str:
+        return f"Langfuse({self.target!r})"
+
+    @property
+    def name(self) -> str:
+        """``langfuse``: names the sink's cursor files and its row in ``stats()``."""
+        return "langfuse"
+
+    @property
+    def target(self) -> str:
+        """The host and the public key, which says which project of it."""
+        return f"{self._host} ({self._public_key})"
+
+    @property
+    def tables(self) -> frozenset[str]:
+        """Records, summaries and scores. What the other tables hold is in the summaries."""
+        return frozenset({"spans", "traces", "scores"})
+
+    def load(self) -> None:
+        """Import the HTTP client and the encoder; see ``Sink``."""
+        load()
+
+    async def send(self, batch: Batch) -> None:
+        """Send the batch's rows; return when Langfuse has taken them.
+
+        Raises:
+            SinkError: one of its subclasses, for every failure.
+        """
+        client = self._open()
+        if batch.table == "scores":
+            await self._send_scores(batch, client)
+        else:
+            await self._sender.send(batch, client)
+
+    async def confirm(self, batch: Batch) -> bool:
+        """Always False: what is sent again replaces itself."""
+        return False
+
+    async def check(self) -> None:
+        """Ask whether spans would be taken, by a request without any, and close.
+
+        Raises:
+            SinkError: they would not.
+        """
+        try:
+            await self._sender.ask(self._open())
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections; the next ``send`` opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    async def _send_scores(self, batch: Batch, client: Client) -> None:
+        scores: list[dict[str, Any]] = []
+        for line in lines(batch.data):
+            try:
+                score = to_score(decoded_row(line))
+            except (ValueError, TypeError, KeyError) as error:
+                raise Poison(f"a row is no score: {type(error).__name__}: {error}") from None
+            if score is not None and score["id"] not in self._scored:
+                scores.append(score)
+            if len(scores) == _SCORES_AT_ONCE:
+                await self._post_scores(scores, client)
+                scores = []
+        if scores:
+            await self._post_scores(scores, client)
+
+    async def _post_scores(self, scores: list[dict[str, Any]], client: Client) -> None:
+        """Send a few scores at once; what was taken is remembered, also where others failed."""
+        posts = (self._post_score(score, client) for score in scores)
+        outcomes = await asyncio.gather(*posts, return_exceptions=True)
+        failures: list[BaseException] = []
+        for score, outcome in zip(scores, outcomes, strict=True):
+            if outcome is None:
+                self._scored[score["id"]] = None
+            else:
+                failures.append(outcome)
+        while len(self._scored) > _REMEMBERED:
+            del self._scored[next(iter(self._scored))]
+        if failures:
+            # Halving the batch is for when all others are through.
+            raise min(failures, key=lambda failure: not isinstance(failure, Retry | Misconfigured))
+
+    async def _post_score(self, score: dict[str, Any], client: Client) -> None:
+        try:
+            answer = await client.post_json(self._host + _SCORES, score)
+        except NoAnswer as error:
+            raise no_answer(error) from None
+        self._sender.check(answer)
+
+    def _open(self) -> Client:
+        if self._client is None:
+            credentials = f"{self._public_key}:{self._secret_key}".encode()
+            self._client = open_client(
+                _BACKEND,
+                self._host,
+                headers={
+                    "Authorization": f"Basic {b64encode(credentials).decode()}",
+                    # The table that Langfuse's pages read since version 4, without a delay.
+                    "x-langfuse-ingestion-version": "4",
+                },
+                connections=2 + _SCORES_AT_ONCE,
+                timeout=self._timeout,
+                connect_timeout=self._connect_timeout,
+            )
+        return self._client

@@ -1,0 +1,223 @@
+"""Settings of Langfuse and OTLP backends: where they come from, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+
+import caribou.sync as caribou
+from caribou import ConfigurationError, InvalidType, InvalidValue
+from caribou._recording import active
+from caribou._settings import Settings, from_environment
+
+SECRET = "sk-lf-s3cret"
+KEYS = {"langfuse_public_key": "pk-lf-1", "langfuse_secret_key": SECRET}
+
+
+def read(**environ: str) -> Settings:
+    return from_environment(environ=environ)
+
+
+def test_defaults() -> None:
+    settings = read()
+    assert (settings.langfuse_public_key, settings.langfuse_secret_key) == (None, None)
+    assert settings.langfuse_host == "https://us.cloud.langfuse.com"
+    assert (settings.otlp_endpoint, settings.otlp_headers) == (None, ())
+
+
+def test_langfuse_from_the_environment() -> None:
+    settings = read(
+        LANGFUSE_PUBLIC_KEY="pk-lf-1",
+        LANGFUSE_SECRET_KEY=SECRET,
+        LANGFUSE_HOST="https://langfuse.example/team/",
+    )
+    assert settings.langfuse_public_key == "pk-lf-1"
+    assert settings.langfuse_secret_key == SECRET
+    assert settings.langfuse_host == "https://langfuse.example/team"
+    endpoint = "https://eu.example/api/public/otel"
+    assert read(LANGFUSE_HOST=endpoint).langfuse_host == "https://eu.example"
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [
+        ("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY"),
+        ("LANGFUSE_SECRET_KEY", "LANGFUSE_PUBLIC_KEY"),
+    ],
+)
+def test_one_key_without_the_other(
+    monkeypatch: pytest.MonkeyPatch, there: str, missing: str
+) -> None:
+    monkeypatch.setenv(there, SECRET)
+    with pytest.raises(ConfigurationError, match=f"^{missing} is not set") as refused:
+        caribou.configure()
+    assert SECRET not in str(refused.value)
+    with pytest.raises(ConfigurationError, match=f"^{missing} is not set"):
+        caribou.trace_run({"datapoint_id": "d", "phase": "eval"})
+
+
+def test_an_empty_key_asks_for_no_langfuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LANGFUSE_PUBLIC_KEY", "pk-lf-1")
+    monkeypatch.setenv("LANGFUSE_SECRET_KEY", SECRET)
+    assert active().langfuse_public_key == "pk-lf-1"
+    caribou.configure(langfuse_public_key="")
+    assert (active().langfuse_public_key, active().langfuse_secret_key) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("environ", "endpoint", "headers"),
+    [
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
+                "OTEL_EXPORTER_OTLP_HEADERS": "api-key=s3cret,x-team = a%20b%2Cc ,",
+            },
+            "http://collector:4318/v1/traces",
+            (("api-key", "s3cret"), ("x-team", "a b,c")),
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector/otlp/"},
+            "https://collector/otlp/v1/traces",
+            (),
+        ),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "https://traces.example/in",
+                "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "k=own",
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
+                "OTEL_EXPORTER_OTLP_HEADERS": "k=general",
+            },
+            "https://traces.example/in",
+            (("k", "own"),),
+        ),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "https://traces.example",
+                "OTEL_EXPORTER_OTLP_HEADERS": "k=general",
+            },
+            "https://traces.example/",
+            (("k", "general"),),
+        ),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": "k=v"}, None, ()),
+        # Another tracer of the program speaks gRPC to it.
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317",
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+            },
+            None,
+            (),
+        ),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+                "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+            },
+            "http://collector:4318/v1/traces",
+            (),
+        ),
+    ],
+)
+def test_otlp_from_the_environment(
+    environ: dict[str, str], endpoint: str | None, headers: tuple[tuple[str, str], ...]
+) -> None:
+    settings = from_environment(environ=environ)
+    assert (settings.otlp_endpoint, settings.otlp_headers) == (endpoint, headers)
+
+
+def test_otlp_from_configure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://environment:4318")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "k=environment")
+    caribou.configure(otlp="http://argument:4318/")
+    # The headers are those of the other endpoint.
+    assert active().otlp_endpoint == "http://argument:4318/v1/traces"
+    assert active().otlp_headers == ()
+    caribou.configure(otlp={"endpoint": "http://argument:4318", "headers": {"k": "a,b"}})
+    assert active().otlp_headers == (("k", "a,b"),)
+    caribou.configure(otlp="")
+    assert active().otlp_endpoint is None
+
+
+def test_the_resource() -> None:
+    assert read().otel_resource == ()
+    attributes = "service.name=shop,team=a%20b"
+    assert dict(read(OTEL_RESOURCE_ATTRIBUTES=attributes).otel_resource) == {
+        "service.name": "shop",
+        "team": "a b",
+    }
+    both = read(OTEL_RESOURCE_ATTRIBUTES=attributes, OTEL_SERVICE_NAME="till")
+    assert dict(both.otel_resource)["service.name"] == "till"
+
+
+def test_no_secret_is_shown() -> None:
+    given = {**KEYS, "otlp": {"endpoint": "http://c", "headers": {"api-key": SECRET}}}
+    settings = from_environment(given, environ={})
+    assert SECRET not in repr(settings)
+    assert "langfuse_secret_key='***'" in repr(settings)
+    assert "pk-lf-1" in repr(settings)
+    assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+WRONG: list[tuple[str, Any, str]] = [
+    ("langfuse_public_key", 5, "str"),
+    ("langfuse_public_key", f"{SECRET}\r\nX-Evil: 1", "printable ASCII"),
+    ("langfuse_public_key", f"pk:{SECRET}", "colon"),
+    ("langfuse_secret_key", f"{SECRET}\n", "printable ASCII"),
+    ("langfuse_host", "langfuse.example", "http://host:port or https://host:port"),
+    ("langfuse_host", f"https://pk:{SECRET}@langfuse.example", "LANGFUSE_SECRET_KEY"),
+    ("langfuse_host", 5, "str"),
+    ("otlp", "grpc://collector:4317", "http://host:port or https://host:port"),
+    ("otlp", f"http://u:{SECRET}@collector", "OTEL_EXPORTER_OTLP_HEADERS"),
+    ("otlp", 5, "endpoint"),
+    ("otlp", {"headers": {}}, "no endpoint"),
+    ("otlp", {"endpoint": "http://c", "token": SECRET}, "other keys than endpoint and headers"),
+    ("otlp", {"endpoint": "collector"}, "http://host:port"),
+    ("otlp", {"endpoint": "http://c", "headers": f"api-key {SECRET}"}, "key=value,key2=value2"),
+    ("otlp", {"endpoint": "http://c", "headers": {"a b": SECRET}}, "no HTTP header"),
+    ("otlp", {"endpoint": "http://c", "headers": {"k": f"{SECRET}\r\nX: 1"}}, "printable"),
+    ("otlp", {"endpoint": "http://c", "headers": {"k": 5}}, "texts"),
+    ("otlp", {"endpoint": "http://c", "headers": 5}, "mapping"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "words"), WRONG)
+def test_a_wrong_argument_is_named_and_changes_nothing(name: str, value: Any, words: str) -> None:
+    caribou.configure(run_id="before", **KEYS)
+    before = active()
+    with pytest.raises((InvalidValue, InvalidType)) as refused:
+        caribou.configure(**{"run_id": "after", name: value})
+    assert str(refused.value).startswith(name)
+    assert words in str(refused.value)
+    assert SECRET not in str(refused.value)
+    assert refused.value.__cause__ is None
+    assert active() == before
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("LANGFUSE_HOST", "us.cloud.langfuse.com", "http://host:port"),
+        ("LANGFUSE_SECRET_KEY", f"{SECRET}\n", "printable ASCII"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318", "http://host:port"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://", "names no host"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", f"Bearer {SECRET}", "key=value,key2=value2"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", f"k={SECRET}%0d%0aX:1", "printable"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "k=%ff", "URL-encoded"),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", f"={SECRET}", "key=value"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "shop", "key=value"),
+    ],
+)
+def test_a_wrong_variable_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str
+) -> None:
+    if "HEADERS" in variable:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError) as refused:
+        caribou.configure()
+    assert str(refused.value).startswith(variable)
+    assert words in str(refused.value)
+    assert SECRET not in str(refused.value)

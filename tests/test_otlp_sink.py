@@ -1,0 +1,301 @@
+"""The sinks that speak OTLP: what they send, and what they make of each failure."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from base64 import b64encode
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from support.langfuse import AUTHORIZATION, PUBLIC_KEY, SECRET_KEY, Langfuse
+from support.otlp import JsonReceiver, Receiver, receiver
+from support.rows import make_batch, span_lines
+from support.sinks import failure
+
+from caribou._version import __version__
+from caribou.sinks._otlp import REQUEST_BYTES
+from caribou.sinks.base import Misconfigured, Poison, Retry, SinkError, TooLarge
+from caribou.sinks.langfuse import Langfuse as LangfuseSink
+from caribou.sinks.otlp import OTLP
+
+pytestmark = pytest.mark.asyncio
+
+Sink = OTLP | LangfuseSink
+
+
+@pytest.fixture(params=[Receiver, JsonReceiver, Langfuse], ids=["protobuf", "json", "langfuse"])
+def there(request: pytest.FixtureRequest) -> Iterator[Receiver]:
+    """A receiver of each kind."""
+    with receiver(request.param) as there:
+        yield there
+
+
+@asynccontextmanager
+async def opened(there: Receiver, **options: Any) -> AsyncIterator[Sink]:
+    """The sink for it."""
+    sink: Sink
+    if isinstance(there, Langfuse):
+        keys = {"public_key": PUBLIC_KEY, "secret_key": SECRET_KEY}
+        sink = LangfuseSink(there.url, **keys, **options)
+    else:
+        headers = {"x-api-key": "s3cret"}
+        sink = OTLP(f"{there.url}/v1/traces", headers=headers, **options)
+    try:
+        yield sink
+    finally:
+        await sink.aclose()
+
+
+async def test_a_batch_arrives_as_spans_of_this_library(there: Receiver) -> None:
+    async with opened(there, resource={"service.name": "shop", "team": "elks"}) as sink:
+        await sink.send(make_batch(span_lines(3)))
+    (request,) = there.requests
+    assert [span.name for span in request.spans] == ["message.user"] * 3
+    assert request.scope == ("caribou", __version__)
+    assert request.schema_url.endswith("/1.41.0")
+    assert request.resource == {
+        "service.name": "shop",
+        "team": "elks",
+        "telemetry.sdk.name": "caribou",
+        "telemetry.sdk.language": "python",
+        "telemetry.sdk.version": __version__,
+    }
+    assert request.headers["Content-Encoding"] == "gzip"
+    if isinstance(there, Langfuse):
+        assert request.path == "/api/public/otel/v1/traces"
+        assert request.headers["Authorization"] == AUTHORIZATION
+        assert there.complaints == []
+    else:
+        assert request.path == "/v1/traces"
+        assert request.headers["x-api-key"] == "s3cret"
+
+
+async def test_requests_are_bounded_and_a_large_span_goes_alone(there: Receiver) -> None:
+    lines = span_lines(40)
+    for line in lines:
+        line["content"] = "x" * (200 << 10)
+    lines[20]["content"] = [{"type": "text", "text": "y" * (100 << 10)} for _ in range(5)]
+    lines[20] |= {"prompt": "z" * (500 << 10), "attributes": {"more": "w" * (500 << 10)}}
+    lines[20] |= {"tool_calls": ["v" * (500 << 10)]}
+    async with opened(there) as sink:
+        await sink.send(make_batch(lines))
+    assert len(there.spans) == 40
+    assert len(there.requests) > 4
+    for request in there.requests:
+        assert request.size <= REQUEST_BYTES + 1000 or len(request.spans) == 1
+    order = [span.start_ns for request in there.requests for span in request.spans]
+    assert order == sorted(order)
+
+
+async def test_what_does_not_compress_goes_through_too(there: Receiver) -> None:
+    lines = span_lines(5)
+    for line in lines:
+        line["content"] = b64encode(os.urandom(300 << 10)).decode()
+    async with opened(there) as sink:
+        await sink.send(make_batch(lines))
+    assert int(there.requests[0].headers["Content-Length"]) > 1 << 20
+    assert len(there.spans) == 5
+
+
+async def test_rows_of_scopes_that_open_are_not_sent(there: Receiver) -> None:
+    async with opened(there) as sink:
+        await sink.send(make_batch(span_lines(2, status="PENDING")))
+    assert there.requests == []
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "says"),
+    [
+        (400, Poison, "not so"),
+        (422, Poison, "not so"),
+        (401, Misconfigured, "refused the credentials"),
+        (403, Misconfigured, "refused the credentials"),
+        (404, Misconfigured, "answers at"),
+        (405, Misconfigured, "answers at"),
+        (302, Misconfigured, "answers at"),
+        (413, TooLarge, "not so"),
+        (408, Retry, "not so"),
+        (429, Retry, "not so"),
+        (500, Retry, "not so"),
+        (502, Retry, "not so"),
+        (503, Retry, "not so"),
+        (504, Retry, "not so"),
+    ],
+)
+async def test_each_status_has_its_meaning(
+    there: Receiver, status: int, kind: type[SinkError], says: str
+) -> None:
+    headers = {"Location": "http://elsewhere/"} if status == 302 else {}
+    there.answers = lambda request: (status, '{"message":"not so"}', headers)
+    async with opened(there) as sink:
+        error = await failure(sink.send(make_batch(span_lines(1))))
+    assert type(error) is kind
+    assert says in error.reason
+    assert str(status) in error.reason
+    assert SECRET_KEY not in error.reason
+    if kind is Misconfigured:
+        what = ("HOST", "KEY") if isinstance(there, Langfuse) else ("ENDPOINT", "HEADERS")
+        assert what[status in (401, 403)] in error.reason
+
+
+async def test_a_server_that_asks_for_time_gets_it(there: Receiver) -> None:
+    there.answers = lambda request: (429, "slow down", {"Retry-After": "7"})
+    async with opened(there) as sink:
+        error = await failure(sink.send(make_batch(span_lines(1))))
+    assert (type(error), error.retry_after) == (Retry, 7)
+    assert "slow down" in error.reason
+
+
+async def test_a_partial_success_is_a_refusal(there: Receiver) -> None:
+    there.rejects = lambda span: span.attributes.get("caribou.seq") == 1
+    if isinstance(there, Langfuse):
+        there.rejects = lambda span: span.attributes["langfuse.observation.metadata.seq"] == "1"
+    there.says = "a span id of zeros"
+    async with opened(there) as sink:
+        error = await failure(sink.send(make_batch(span_lines(3))))
+        assert isinstance(error, Poison)
+        assert "spans rejected: 1, a span id of zeros" in error.reason
+        there.says = ""
+        await sink.send(make_batch(span_lines(1)))
+
+
+async def test_a_warning_is_no_refusal_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    with receiver() as there:
+        there.says = "names with dots are discouraged"
+        async with opened(there) as sink:
+            for _ in range(3):
+                await sink.send(make_batch(span_lines(1)))
+    assert len(there.spans) == 3
+    (warning,) = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert "discouraged" in warning.getMessage()
+
+
+@pytest.mark.parametrize("kind", ["text/html", "application/json", "application/x-protobuf"])
+async def test_what_is_no_otlp_receiver_takes_nothing(there: Receiver, kind: str) -> None:
+    there.answers = lambda request: (200, "<html>Welcome!</html>", {})
+    async with opened(there) as sink:
+        error = await failure(sink.send(make_batch(span_lines(1))))
+    assert isinstance(error, Misconfigured)
+    assert "answers at" in error.reason
+
+
+async def test_hostile_answers_are_shown_on_one_harmless_line(there: Receiver) -> None:
+    there.answers = lambda request: (500, "\x1b[2J\nAll is well\u202e" + "x" * 5000, {})
+    async with opened(there) as sink:
+        error = await failure(sink.send(make_batch(span_lines(1))))
+    assert error.reason.isprintable()
+    assert len(error.reason) < 500
+
+
+async def test_no_answer_is_tried_again(there: Receiver) -> None:
+    there.hang()
+    async with opened(there, timeout=0.3) as sink:
+        batch = make_batch(span_lines(5))
+        assert isinstance(await failure(sink.send(batch)), Retry)
+        there.refuse()
+        error = await failure(sink.send(batch))
+        assert isinstance(error, Retry)
+        assert "refused" in error.reason
+        there.listen()
+        await sink.send(batch)
+        assert not await sink.confirm(batch)
+    assert len(there.spans) == 5
+
+
+async def test_a_send_that_is_cancelled_leaves_the_sink_usable(there: Receiver) -> None:
+    there.hang()
+    async with opened(there) as sink:
+        batch = make_batch(span_lines(5))
+        sending = asyncio.create_task(sink.send(batch))
+        await asyncio.to_thread(there.called.wait, 10)
+        sending.cancel()
+        await asyncio.wait([sending])
+        assert sending.cancelled()
+        there.go_on()
+        await sink.send(batch)
+    assert len(there.spans) == 5
+
+
+async def test_what_is_taken_is_not_sent_again_with_the_rest(there: Receiver) -> None:
+    """A receiver that takes one request at a time would else never get beyond the first."""
+    lines = span_lines(30, content="x" * (300 << 10))
+    taken = 0
+
+    def one_at_a_time(request: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        return (429, "enough", {}) if taken % 2 == 0 else None
+
+    there.answers = one_at_a_time
+    batch = make_batch(lines)
+    async with opened(there) as sink:
+        for _ in range(20):
+            try:
+                await sink.send(batch)
+                break
+            except Retry:
+                pass
+    assert len(there.spans) == there.received == 30
+
+
+BAD = [
+    b"{",
+    b"[]",
+    b"\xff",
+    b"{}",
+    json.dumps(span_lines(1)[0] | {"span_id": "xyz"}).encode(),
+    json.dumps(span_lines(1)[0] | {"trace_id": "1" * 31}).encode(),
+    json.dumps(span_lines(1)[0] | {"trace_id": "1" * 34}).encode(),
+    json.dumps(span_lines(1)[0] | {"trace_id": "0" * 32}).encode(),
+    json.dumps(span_lines(1)[0] | {"parent_span_id": "a-b"}).encode(),
+    json.dumps(span_lines(1)[0] | {"start_time": "yesterday"}).encode(),
+    json.dumps(span_lines(1)[0] | {"input_tokens": "many", "cache_read_tokens": 1}).encode(),
+    json.dumps(span_lines(1)[0] | {"content": "\ud800"}).encode(),
+]
+
+
+@pytest.mark.parametrize("line", BAD)
+async def test_a_line_that_is_no_span_is_refused_here(there: Receiver, line: bytes) -> None:
+    row = span_lines(1, role="assistant")[0]
+    if b"many" in line:
+        line = line.replace(b'"user"', b'"assistant"')
+    async with opened(there) as sink:
+        assert isinstance(await failure(sink.send(make_batch([row, line]))), Poison)
+    assert there.requests == []
+
+
+async def test_the_loop_is_free_while_a_batch_is_encoded(there: Receiver) -> None:
+    there.refuse()
+    rounds = 0
+
+    async def watch() -> None:
+        nonlocal rounds
+        while True:
+            rounds += 1
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(watch())
+    async with opened(there) as sink:
+        counts: list[int] = []
+        for batch in (make_batch(span_lines(1)), make_batch(span_lines(3000))):
+            before = rounds
+            await failure(sink.send(batch))
+            counts.append(rounds - before)
+    watching.cancel()
+    # Some 60 ms of work, in stretches of half a millisecond.
+    assert counts[1] - counts[0] > 30
+
+
+async def test_no_secret_is_shown() -> None:
+    with receiver(Langfuse) as there:
+        async with opened(there) as sink:
+            assert repr(sink) == f"Langfuse('{there.url} ({PUBLIC_KEY})')"
+            assert SECRET_KEY not in sink.target
+    with receiver() as there:
+        async with opened(there) as sink:
+            assert repr(sink) == f"OTLP('{there.url}/v1/traces')"
