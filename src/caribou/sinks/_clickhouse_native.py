@@ -162,7 +162,7 @@ async def _insert_json(
         block.add(body)
         return block
 
-    sql = f"{sql.removesuffix(_JSON_ROWS)} ({names}) FORMAT Native"
+    sql = f"{sql.removesuffix(_JSON_ROWS)} ({names}) VALUES"
     try:
         await connection.insert(sql, settings, "", fill)
     except Unreadable as error:

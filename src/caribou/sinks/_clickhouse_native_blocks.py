@@ -94,7 +94,7 @@ class Block:
 
     def __init__(self, layout: Layout, constants: Mapping[str, str] | None = None) -> None:
         self.rows = 0
-        self._layout = layout
+        self.layout = layout
         self._columns = layout.open_columns()
         self._constants = constants or {}
 
@@ -104,13 +104,13 @@ class Block:
         Raises:
             Unreadable: a line holds what its column cannot; the block is of no use any more.
         """
-        values = self._layout.read(lines)
+        values = self.layout.read(lines)
         if not values:
             return
         count = len(values[0])
         try:
             for (name, _), column, given in zip(
-                self._layout.columns, self._columns, values, strict=True
+                self.layout.columns, self._columns, values, strict=True
             ):
                 constant = self._constants.get(name)
                 column.add(given if constant is None else (constant,) * count)
@@ -120,7 +120,7 @@ class Block:
 
     def columns(self) -> Iterator[tuple[str, str, Iterator[bytes]]]:
         """Name, type and content of each column; the content in pieces."""
-        for (name, kind), column in zip(self._layout.columns, self._columns, strict=True):
+        for (name, kind), column in zip(self.layout.columns, self._columns, strict=True):
             yield name, kind, chain((column.prefix(),), column.parts())
 
 

@@ -115,7 +115,7 @@ class ClickHouseNative(ClickHouseSink["Client"]):
     def _statement(self, table: str, names: Sequence[str]) -> str:
         columns = f" ({', '.join(map(quote, names))})" if names else ""
         place = f"{quote(self._endpoint.database)}.{TABLES[table].rows_table}"
-        return f"INSERT INTO {place}{columns} FORMAT Native"
+        return f"INSERT INTO {place}{columns} VALUES"
 
     async def _encode(self, batch: Batch, columns: Sequence[tuple[str, str]]) -> Block:
         """The batch as a block, made slice by slice, so that neither this loop nor a caller that
