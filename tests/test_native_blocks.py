@@ -40,7 +40,11 @@ def journal_lines(*, hostile: bool) -> dict[str, list[bytes]]:
 
 
 def _log_everything() -> None:
-    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": "\\u00e9"}'}}
+    call = {
+        "id": "c",
+        "type": "function",
+        "function": {"name": "f", "arguments": '{"a": "\\u00e9"}'},
+    }
     caribou.log(Message(role="system", content="Line\nfeed, \\ and \u2028 and 🦌 and \0"))
     caribou.log(Message(role="user", content=[{"type": "text", "text": 'say "ü" \\n'}]))
     caribou.log(
@@ -122,9 +126,7 @@ async def test_every_table_is_stored_the_same(
 
 
 @pytest.mark.asyncio
-async def test_what_is_left_out_or_null_is_stored_the_same(
-    door: DoorServer, database: str
-) -> None:
+async def test_what_is_left_out_or_null_is_stored_the_same(door: DoorServer, database: str) -> None:
     names = [column.name for column in TABLES["spans"].columns]
     lines: list[bytes | dict[str, Any]] = [
         {"trace_id": name, name: None} for name in names if name != "trace_id"
@@ -135,7 +137,9 @@ async def test_what_is_left_out_or_null_is_stored_the_same(
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("value", ["7", "-1.50", "1e3", "true", '{"b": [1 ,2]}', '[ "x" ]', '"\\/"'])
+@pytest.mark.parametrize(
+    "value", ["7", "-1.50", "1e3", "true", '{"b": [1 ,2]}', '[ "x" ]', '"\\/"']
+)
 async def test_what_is_no_text_is_stored_as_the_json_that_it_is(
     door: DoorServer, database: str, value: str
 ) -> None:
@@ -209,7 +213,8 @@ def test_slices_are_whole_lines_and_all_of_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "written"), [(0, b"\0"), (127, b"\x7f"), (128, b"\x80\1"), (2**21, b"\x80\x80\x80\1")]
+    ("number", "written"),
+    [(0, b"\0"), (127, b"\x7f"), (128, b"\x80\1"), (2**21, b"\x80\x80\x80\1")],
 )
 def test_numbers_take_seven_bits_a_byte(number: int, written: bytes) -> None:
     assert varint(number) == written

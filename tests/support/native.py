@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from urllib.parse import urlencode
 
-from support.servers import DoorServer
-
 from caribou.schema import TABLES
 from caribou.sinks._clickhouse_native_blocks import Block, Layout, varint
 from caribou.sinks.base import Batch
+from support.servers import DoorServer
 
 
 def layout(table: str) -> Layout:

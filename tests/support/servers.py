@@ -144,35 +144,40 @@ class OldServer(Server):
             time.sleep(0.02)
 
     def create_tables(self, database: str) -> None:
-        """The columns this server has types for; times are in whole seconds."""
+        """The columns this server has types for."""
         self.sql(f"CREATE DATABASE IF NOT EXISTS {database}")
         self.sql(
             f"CREATE TABLE {database}.spans_rows (run_id String, trace_id String, seq Int64, "
             "span_id String, kind String, name String, role String, content Nullable(String), "
-            "turn_index Int64, version UInt64) "
+            "turn_index Int64, version UInt64, batch_id String) "
             "ENGINE = ReplacingMergeTree(version) ORDER BY (run_id, trace_id, seq, span_id)"
         )
         self.sql(
             f"CREATE TABLE {database}.traces_rows (run_id String, step_number Int64 DEFAULT -1, "
-            "trace_id String, root_span_id String, status String, messages Int64, version UInt64) "
-            "ENGINE = ReplacingMergeTree(version) "
+            "trace_id String, root_span_id String, status String, messages Int64, version UInt64, "
+            "batch_id String) ENGINE = ReplacingMergeTree(version) "
             "ORDER BY (run_id, step_number, trace_id, root_span_id)"
         )
         self.sql(
             f"CREATE TABLE {database}.entity_metadata_rows (entity_type String, key String, "
-            "run_id String, entity_id String, value String, version UInt64) "
+            "run_id String, entity_id String, value String, version UInt64, batch_id String) "
             "ENGINE = ReplacingMergeTree(version) ORDER BY (entity_type, key, run_id, entity_id)"
         )
         self.sql(
             f"CREATE TABLE {database}.trace_tags_rows (tag String, run_id String, "
-            "trace_id String) ENGINE = ReplacingMergeTree ORDER BY (tag, run_id, trace_id)"
+            "trace_id String, batch_id String) ENGINE = ReplacingMergeTree ORDER BY (tag, run_id, trace_id)"
         )
         self.sql(
             f"CREATE TABLE {database}.scores_rows (run_id String, grader_name String, "
             "step_number Int64 DEFAULT -1, trace_id String, span_id String, "
-            "score Nullable(Float64)) ENGINE = ReplacingMergeTree "
+            "score Nullable(Float64), batch_id String) ENGINE = ReplacingMergeTree "
             "ORDER BY (run_id, grader_name, step_number, trace_id, span_id)"
         )
+
+    @property
+    def native_url(self) -> str:
+        """Where it speaks its native protocol."""
+        return f"clickhouse://127.0.0.1:{self.native_port}"
 
     def _answers(self) -> bool:
         try:
