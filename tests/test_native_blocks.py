@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +26,7 @@ META: dict[str, Any] = {"datapoint_id": "d", "phase": "train", "run_id": "r"}
 SMALL = [value for value in ODD if type(value) not in (str, list, dict) or len(value) <= 5000]
 
 
+@functools.cache
 def journal_lines(*, hostile: bool) -> dict[str, list[bytes]]:
     """What rollouts write to each table."""
     with capture() as captured:

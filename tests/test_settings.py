@@ -113,8 +113,17 @@ def test_no_secret_is_shown() -> None:
 
 
 WRONG: list[tuple[str, Any, str]] = [
-    ("clickhouse_url", "clickhouse://ch:9000", "http://host:port or https://host:port"),
+    (
+        "clickhouse_url",
+        "tcp://ch:9000",
+        "has tcp://; it must have the form http://host:port or https://host:port or "
+        "clickhouse://host:port or clickhouses://host:port",
+    ),
     ("clickhouse_url", "ch:8123", "http://host:port"),
+    ("clickhouse_url", "clickhouse://", "names no host"),
+    ("clickhouse_url", f"clickhouse://u:{PASSWORD}@ch:9000/db", "CLICKHOUSE_DATABASE"),
+    ("clickhouse_url", f"clickhouses://u:{PASSWORD}@ch:9440?secure=1", "query"),
+    ("kestrel_api_url", "clickhouse://kestrel", "http://host:port or https://host:port"),
     ("clickhouse_url", f"//user:{PASSWORD}@ch", "http://host:port"),
     ("clickhouse_url", "http://", "names no host"),
     ("clickhouse_url", f"http://u:{PASSWORD}@ch:port", "is not a URL"),

@@ -24,16 +24,22 @@ class Server:
     """What both have in common: an HTTP port on loopback that takes SQL."""
 
     port: int
+    native_port: int
     credentials: dict[str, str]
 
     def __init__(self) -> None:
-        self.port = 0
+        self.port = self.native_port = 0
         self.credentials = {}
         self._process: subprocess.Popen[str] | None = None
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def native_url(self) -> str:
+        """Where it speaks its native protocol."""
+        return f"clickhouse://127.0.0.1:{self.native_port}"
 
     def sql(self, statement: str, **parameters: str) -> str:
         """Run one statement; its output as text. Raises RuntimeError with the server's message."""
@@ -89,7 +95,8 @@ class DoorServer(Server):
         """Start it, after the first time on the port it had."""
         command = [
             sys.executable, "-m", "support.door",
-            "--port", str(self.port), "--path", str(self._path),
+            "--port", str(self.port), "--native-port", str(self.native_port),
+            "--path", str(self._path),
             "--user", self._user, "--password", self._password,
         ]  # fmt: skip
         environment = os.environ | {"PYTHONPATH": str(_TESTS)}
@@ -100,7 +107,7 @@ class DoorServer(Server):
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the door did not open: exit {self._process.wait()}")
-        self.port = int(line)
+        self.port, self.native_port = map(int, line.split())
 
     def control(self, **order: Any) -> None:
         """Change its behaviour; see ``support.door``."""
@@ -118,7 +125,6 @@ class OldServer(Server):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
-        self.native_port = 0
 
     @staticmethod
     def available() -> bool:
@@ -165,7 +171,8 @@ class OldServer(Server):
         )
         self.sql(
             f"CREATE TABLE {database}.trace_tags_rows (tag String, run_id String, "
-            "trace_id String, batch_id String) ENGINE = ReplacingMergeTree ORDER BY (tag, run_id, trace_id)"
+            "trace_id String, batch_id String) "
+            "ENGINE = ReplacingMergeTree ORDER BY (tag, run_id, trace_id)"
         )
         self.sql(
             f"CREATE TABLE {database}.scores_rows (run_id String, grader_name String, "
@@ -173,11 +180,6 @@ class OldServer(Server):
             "score Nullable(Float64), batch_id String) ENGINE = ReplacingMergeTree "
             "ORDER BY (run_id, grader_name, step_number, trace_id, span_id)"
         )
-
-    @property
-    def native_url(self) -> str:
-        """Where it speaks its native protocol."""
-        return f"clickhouse://127.0.0.1:{self.native_port}"
 
     def _answers(self) -> bool:
         try:
