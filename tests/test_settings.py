@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import caribou.sync as caribou
-from caribou import ConfigurationError, InvalidType, InvalidValue, Message
+from caribou import ConfigurationError, InvalidType, InvalidValue, Message, MissingExtra
 from caribou._recording import active
 from caribou._settings import from_environment
 from caribou.testing import Capture
@@ -92,6 +93,18 @@ def test_credentials_in_the_url_are_moved_out(url: str, user: str, password: str
     own = {"clickhouse_url": url, "clickhouse_user": "u", "clickhouse_password": "p"}
     settings = from_environment(own, environ={})
     assert (settings.clickhouse_user, settings.clickhouse_password) == ("u", "p")
+
+
+def test_the_native_protocol_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"clickhouses://agent:{PASSWORD}@ch"
+    settings = from_environment({"clickhouse_url": url}, environ={})
+    assert (settings.clickhouse_url, settings.clickhouse_user) == ("clickhouses://ch", "agent")
+    monkeypatch.setitem(sys.modules, "asynch", None)
+    for environ in ({}, {"CLICKHOUSE_URL": url}):
+        given = {} if environ else {"clickhouse_url": url}
+        with pytest.raises(MissingExtra, match=r"caribou-trace\[native\]") as refused:
+            from_environment(given, environ=environ)
+        assert PASSWORD not in str(refused.value)
 
 
 def test_an_ipv6_host_keeps_its_brackets() -> None:
