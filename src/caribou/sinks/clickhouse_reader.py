@@ -102,9 +102,10 @@ class ClickHouseReader:
             async with asyncio.timeout(seconds):
                 await self.execute("SELECT 1")
         except TimeoutError:
+            port = "native" if self._endpoint.is_native else "HTTP"
             raise StoreError(
                 f"{self.target}: connected, but no answer within {seconds:g} s; is it ClickHouse's"
-                " HTTP port?"
+                f" {port} port?"
             ) from None
 
     async def aclose(self) -> None:
