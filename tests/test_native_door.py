@@ -135,6 +135,15 @@ async def test_answers_are_the_same_as_over_http(door: DoorServer) -> None:
     await http.aclose()
 
 
+async def test_rows_keep_their_order(door: DoorServer) -> None:
+    """Though the query stands within another, and takes several blocks and threads."""
+    queries = reader(door, "default")
+    sql = "SELECT number * 7919 % 200003 AS n FROM numbers_mt(200003) ORDER BY n DESC"
+    answer = await queries.query(sql, format="CSVWithNames")
+    assert [int(line) for line in answer.split()[1:]] == list(range(200_002, -1, -1))
+    await queries.aclose()
+
+
 async def test_refusals_are_one_line_with_a_way_out(door: DoorServer, database: str) -> None:
     queries = reader(door, "default", settings={"readonly": "2"})
     with pytest.raises(StoreError, match=r"no_such_table.*caribou migrate"):

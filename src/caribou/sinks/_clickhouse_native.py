@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
 import msgspec
@@ -24,6 +25,7 @@ __all__ = ["Client"]
 # Seconds an idle connection is kept. No rows leave on one before the server has answered on it, so
 # a request that meets the hang-up of something in between is never an ambiguous one.
 _KEEP_ALIVE = 10.0
+_PARAMETER = re.compile(r"param_\w+")
 _JSON_ROWS = " FORMAT JSONEachRow"
 # What only HTTP knows.
 _NOT_SETTINGS = frozenset({"wait_end_of_query", "database", "default_format", "query_id"})
@@ -81,7 +83,7 @@ class Client:
                 await _insert_json(connection, sql, own, bytes(body))
                 return b""
             for name, value in settings.items():
-                if name.startswith("param_"):
+                if _PARAMETER.fullmatch(name):
                     # The session keeps it for the next statement, as a query's own parameters
                     # need a newer revision of the protocol than asynch speaks.
                     await connection.ask(f"SET {name} = {quote_text(value)}", {})

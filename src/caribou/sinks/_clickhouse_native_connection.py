@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import logging
 import ssl
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ from caribou.sinks._clickhouse_native_blocks import Block
 from caribou.sinks._resolve import look_up
 
 __all__ = ["Answer", "Connection", "can_compress"]
+
+_logger = logging.getLogger("caribou")
 
 # Bytes of a block between two pauses, and in one compressed frame: a millisecond's work.
 _PIECE = 256 * 1024
@@ -196,8 +199,8 @@ class Connection:
                 if waiting >= _PIECE:
                     await blocks.finalize()  # what was written so far, as a frame of its own
                     waiting = 0
-                    await asyncio.sleep(0)
             waiting += 1
+            await asyncio.sleep(0)
         await blocks.finalize()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -248,9 +251,7 @@ def _failures(connection: Connection) -> Generator[None]:
             sent=connection.sent,
             permanent=not connection.sent,
         ) from None
-    except Exception as error:
+    except Exception:
         # The end of the stream in the middle of anything is whatever asynch stumbles over.
-        raise NoAnswer(
-            f"the connection ended before the answer did ({type(error).__name__})",
-            sent=connection.sent,
-        ) from None
+        _logger.debug("an answer broke off", exc_info=True)
+        raise NoAnswer("the connection ended before the answer did", sent=connection.sent) from None
