@@ -13,7 +13,7 @@ import pytest
 from support.faultproxy import BlackHole
 from support.nativeproxy import CutRows, DripEnd, LoseEnd, NativeProxy
 from support.rows import make_batch, span_lines
-from support.servers import OldServer
+from support.servers import DoorServer, OldServer
 from support.sinks import failure, off_loop, open_sink, settled
 
 from caribou.sinks._clickhouse_sink import ClickHouseSink
@@ -106,6 +106,14 @@ async def test_one_connection_serves_one_insert_after_another(
             await asyncio.gather(*(sink.send(make_batch(span_lines(3))) for _ in range(6)))
             assert proxy.connections <= 2
     assert await count(native_server, database) == (33, 33)
+
+
+async def test_out_of_memory_asks_for_smaller_batches(door: DoorServer, database: str) -> None:
+    async with open_sink(door.native_url, database) as sink:
+        await sink.send(make_batch(span_lines(1)))
+        await off_loop(door.control, settings={"max_memory_usage": "5000000"})
+        refused = await failure(sink.send(make_batch(span_lines(5000, content="x" * 2000))))
+        assert (type(refused), refused.code) == (TooLarge, 241)
 
 
 # -- what the server says --------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
 import msgspec
@@ -42,6 +43,8 @@ class Client:
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._compress = can_compress()
+        # Honours SSL_CERT_FILE and SSL_CERT_DIR.
+        self._tls = ssl.create_default_context() if endpoint.is_tls else None
         self._room = asyncio.Semaphore(connections)
         self._idle: list[tuple[float, str, Connection]] = []
 
@@ -124,7 +127,10 @@ class Client:
                 connection = self._take(database)
                 if connection is None:
                     connection = Connection(
-                        self._endpoint, database=database, compress=self._compress
+                        self._endpoint,
+                        database=database,
+                        compress=self._compress,
+                        tls=self._tls,
                     )
                     async with asyncio.timeout(self._connect_timeout):
                         await connection.open()

@@ -62,9 +62,18 @@ def can_compress() -> bool:
 class Connection:
     """Runs one statement at a time. After any exception, a cancellation included, ``abort`` it."""
 
-    def __init__(self, endpoint: Endpoint, *, database: str, compress: bool) -> None:
-        """Nothing is sent before :meth:`open`. ``database`` is where plain names are looked up."""
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        database: str,
+        compress: bool,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Nothing is sent before :meth:`open`. ``database`` is where plain names are looked up;
+        ``tls`` is what a server with TLS is checked by."""
         self._endpoint = endpoint
+        self._tls = tls
         # Of its types some say less than they take, and some nothing.
         make: Any = protocol.Connection
         self._wire = make(
@@ -85,7 +94,8 @@ class Connection:
     @property
     def is_open(self) -> bool:
         """False as soon as the server hung up, as far as is known."""
-        return self._reader is not None and not self._reader.at_eof()
+        reader = self._reader
+        return reader is not None and not reader.at_eof() and reader.exception() is None
 
     @property
     def is_legacy(self) -> bool:
@@ -206,10 +216,6 @@ class Connection:
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the first of the host's addresses that answers."""
         endpoint = self._endpoint
-        security: dict[str, Any] = {}
-        if endpoint.is_tls:
-            # Honours SSL_CERT_FILE and SSL_CERT_DIR.
-            security = {"ssl": ssl.create_default_context(), "server_hostname": endpoint.host}
         failure: OSError | None = None
         for family, _, _, _, address in await look_up(endpoint.host, endpoint.port):
             try:
@@ -218,7 +224,8 @@ class Connection:
                     address[1],
                     family=family,
                     limit=constants.BUFFER_SIZE,
-                    **security,
+                    ssl=self._tls,
+                    server_hostname=endpoint.host if self._tls else None,
                 )
             except ssl.SSLCertVerificationError:
                 raise
