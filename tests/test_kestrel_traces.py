@@ -106,18 +106,26 @@ FILTERS: list[tuple[dict[str, Any], Callable[[Rollout], bool]]] = [
     ({"model_name": "policy-a"}, column("model_name", "policy-a")),
     ({"env_name": "retail"}, column("env_name", "retail")),
     ({"datapoint_id": "task-4"}, column("datapoint_id", "task-4")),
-    ({"text": "flight"}, contents(r"\bflight\b")),
-    ({"text": "FLIGHTS"}, contents(r"\bflights\b")),
-    ({"text": "seat upgrade"}, contents(r"\bseat upgrade\b")),
+    ({"text": "flight"}, contents("flight")),
+    ({"text": "FLIGHTS"}, contents("flights")),
+    ({"text": "pgrad"}, contents("pgrad")),
+    ({"text": "up"}, contents("up")),
+    ({"text": "seat upgrade"}, contents("seat upgrade")),
     ({"text": "get_user"}, contents("get_user")),
+    ({"text": "getxuser"}, lambda rollout: False),
+    ({"text": "t_us"}, contents("t_us")),
+    ({"text": "%"}, lambda rollout: False),
     ({"text": "naïve"}, contents("naïve")),
-    ({"text": "ve fl"}, lambda rollout: False),
+    ({"text": "NAÏVE"}, contents("naïve")),
+    ({"text": "ve fl"}, contents("ve fl")),
+    ({"text": "退款"}, contents("退款")),
+    ({"text": "退票"}, lambda rollout: False),
     ({"text": "marmalade"}, lambda rollout: False),
     ({"start_min": LATER.isoformat()}, lambda r: r.trace["start_time"] >= LATER),
     ({"start_max": LATER.isoformat()}, lambda r: r.trace["start_time"] < LATER),
     ({"run_id": "train-1", "tag": "bad", "meta.trial": "0", "text": "refund", "score_min": 0},
      lambda r: r.trace["run_id"] == "train-1" and "bad" in r.trace["tags"]
-     and r.metadata["trial"] == "0" and contents(r"\brefund\b")(r)
+     and r.metadata["trial"] == "0" and contents("refund")(r)
      and r.trace["score"] is not None),
 ]  # fmt: skip
 

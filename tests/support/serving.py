@@ -48,6 +48,14 @@ class Service:
         assert status == 200, (status, body)
         return json.loads(body)
 
+    def metric(self, name: str) -> float:
+        """One metric without labels."""
+        status, text = self.request("GET", "/metrics")
+        assert status == 200
+        found = re.search(rf"^{name} (\S+)$", text.decode(), re.MULTILINE)
+        assert found is not None, text
+        return float(found[1])
+
     def connection(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=_LIMIT)
 
