@@ -8,8 +8,9 @@ holds, where HTTP goes uncompressed, as it must with a server that old; and to t
 behind the tests' door with the whole schema, where only the client's own figures mean anything, as
 the door is slow Python. Medians of the rounds, the worst of the worst.
 
-CPU is the whole process's. The I/O loop's lag is that of a task beside the sink; the caller's that
-of a loop in another thread, which waits for the interpreter lock like a program's own.
+CPU is the whole process's. The I/O loop's lag is that of a task beside the sink, and includes what
+else the machine does, which its longest turn does not; the caller's lag is that of a loop in
+another thread, which waits for the interpreter lock like a program's own.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import tempfile
 import threading
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,28 @@ def caller() -> Iterator[list[array[float]]]:
         thread.join()
 
 
+@contextlib.asynccontextmanager
+async def watch_turns() -> AsyncGenerator[array[float]]:
+    """Collect the CPU time of the loop's thread, in seconds, for each turn of the loop: what it
+    would be late on a machine that has nothing else to do."""
+    turns: array[float] = array("d")
+
+    async def watch() -> None:
+        while True:
+            start = time.thread_time()
+            await asyncio.sleep(0)
+            turns.append(time.thread_time() - start)
+
+    task = asyncio.create_task(watch())
+    try:
+        yield turns
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
 async def deliver(url: str, database: str, batches: list[Any]) -> dict[str, float]:
-    """Send the batches one after another: once to see what it takes, once to see who waits."""
+    """Send the batches one after another: to see what it takes, and then to see who waits."""
     sink = make_sink(url, database)
     sink.load()
     try:
@@ -139,6 +160,9 @@ async def deliver(url: str, database: str, batches: list[Any]) -> dict[str, floa
                 for batch in batches[1:]:
                     await sink.send(batch)
             others = list(lags[0])
+        async with watch_turns() as turns:
+            for batch in batches[1:]:
+                await sink.send(batch)
     finally:
         await sink.aclose()
     rows = sum(batch.rows for batch in batches[1:])
@@ -149,6 +173,7 @@ async def deliver(url: str, database: str, batches: list[Any]) -> dict[str, floa
         "idle_lag": max(bare) * 1e3,
         "lag_p99": quantile(own, 0.99) * 1e3,
         "lag": max(own) * 1e3,
+        "turn": max(turns) * 1e3,
         "caller_p99": quantile(others, 0.99) * 1e3,
         "caller_lag": max(others) * 1e3,
     }
@@ -228,6 +253,7 @@ def compare(title: str, server: Server, batches: int, rounds: int, *, old: bool)
             row("I/O loop's lag p99, ms", "lag_p99"),
             row("I/O loop's worst lag, ms", "lag", pick=max),
             row("  before anything is sent, ms", "idle_lag", pick=max),
+            row("I/O loop's longest turn, ms of CPU", "turn", pick=max),
             row("caller's lag p99, ms", "caller_p99"),
             row("caller's worst lag, ms", "caller_lag", pick=max),
             row("bytes on the wire per record", "bytes", "{:.0f}"),
