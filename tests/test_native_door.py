@@ -91,6 +91,7 @@ async def test_migrates_and_queries_in_its_database(door: DoorServer, database: 
         "\\N",
         "{text:String}",
         "\\",
+        "nul \0 in it",
     ],
 )
 async def test_parameters_stay_values(door: DoorServer, text: str) -> None:
@@ -105,6 +106,14 @@ async def test_parameters_stay_values(door: DoorServer, text: str) -> None:
     answer = json.loads(await queries.query(sql, values))
     assert answer.pop("plain") == "{text:String}"
     assert answer == values
+    await queries.aclose()
+
+
+async def test_a_long_list_of_ids_is_one_parameter(door: DoorServer) -> None:
+    ids = [f"it's {number:064x}" for number in range(5000)]
+    queries = reader(door, "default", settings={"readonly": "2"})
+    answer = await queries.query("SELECT length({ids:Array(String)}) AS n", {"ids": ids})
+    assert json.loads(answer) == {"n": 5000}
     await queries.aclose()
 
 

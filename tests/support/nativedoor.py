@@ -194,7 +194,7 @@ class Conversation:
         kept = _SET.match(query.sql)
         insert = _INSERT.match(query.sql)
         if kept is not None:
-            [[value]] = await self._ask(f"SELECT {kept[2]}", database="")
+            [[value]] = await self._ask(f"SELECT {kept[2]}", database="", settings=query.settings)
             self._parameters[kept[1]] = value
         elif insert is not None:
             await self._insert(query, insert[1], insert[2])
@@ -248,7 +248,9 @@ class Conversation:
         )
         return answer
 
-    async def _ask(self, sql: str, *, database: str) -> list[list[Any]]:
+    async def _ask(
+        self, sql: str, *, database: str, settings: Mapping[str, str] | None = None
+    ) -> list[list[Any]]:
         text, _ = await self._door.statement(
             sql,
             data=None,
@@ -256,7 +258,7 @@ class Conversation:
             readonly=False,
             database=database,
             output="JSONCompactEachRow",
-            settings={},
+            settings=settings or {},
             parameters={},
         )
         return [json.loads(line) for line in text.splitlines()]

@@ -26,6 +26,9 @@ __all__ = ["Client"]
 # Seconds an idle connection is kept. No rows leave on one before the server has answered on it, so
 # a request that meets the hang-up of something in between is never an ambiguous one.
 _KEEP_ALIVE = 10.0
+# Bytes; by default a server takes 256 KiB. Lists of ids are longer once they are quoted.
+_LARGE_STATEMENT = 200_000
+_LARGE = {"max_query_size": "16777216"}
 _PARAMETER = re.compile(r"param_\w+")
 _JSON_ROWS = " FORMAT JSONEachRow"
 # What only HTTP knows.
@@ -89,7 +92,10 @@ class Client:
                 if _PARAMETER.fullmatch(name):
                     # The session keeps it for the next statement, as a query's own parameters
                     # need a newer revision of the protocol than asynch speaks.
-                    await connection.ask(f"SET {name} = {quote_text(value)}", {})
+                    statement = f"SET {name} = {quote_text(value)}"
+                    # Not always: who may only read may set nothing.
+                    large = len(statement.encode()) > _LARGE_STATEMENT
+                    await connection.ask(statement, _LARGE if large else {})
             form = settings.get("default_format", "")
             if form:
                 return await formatted(connection, sql, own, form)
