@@ -39,9 +39,10 @@ def stored(_door: DoorServer) -> str:
     return database
 
 
-@pytest.fixture
-def backend(door: DoorServer, stored: str) -> RemoteBackend:
-    return remote_backend(door, stored)
+@pytest.fixture(params=["http", "native"])
+def backend(request: pytest.FixtureRequest, door: DoorServer, stored: str) -> RemoteBackend:
+    url = door.url if request.param == "http" else door.native_url
+    return remote_backend(door, stored, clickhouse_url=url)
 
 
 @pytest_asyncio.fixture

@@ -83,7 +83,8 @@ def _steps(
 def _record(number: int, name: str) -> str:
     return (
         "INSERT INTO {database}.schema_migrations (version, name) "
-        f"VALUES ({number}, {quote_text(name)})"
+        # Not VALUES: over the native protocol their data would have to come apart.
+        f"SELECT {number}, {quote_text(name)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Any ClickHouse server or cluster as the service's store, over its HTTP interface."""
+"""Any ClickHouse server or cluster as the service's store, over HTTP or its native protocol."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import msgspec
 from .._settings import Settings
 from ..errors import StoreError
 from ..schema import migrate, parameter, quote, scripts
+from ..sinks._clickhouse_client import Client, open_client
 from ..sinks._clickhouse_endpoint import Endpoint
 from ..sinks._clickhouse_errors import MISSING_SCHEMA, NoAnswer, ServerError, sink_error
-from ..sinks._clickhouse_http import Client
 from ..sinks.base import Misconfigured
 from .backend import Parameters, Row, Unavailable
 
@@ -143,9 +143,7 @@ class RemoteBackend:
         self, sql: str, settings: Mapping[str, str], body: bytes | None = None
     ) -> bytes:
         if self._client is None:
-            self._client = Client(
-                self._endpoint, timeout=_TIMEOUT, connect_timeout=5.0, connections=_CONNECTIONS
-            )
+            self._client = open_client(self._endpoint, timeout=_TIMEOUT, connections=_CONNECTIONS)
         try:
             return await self._client.request(sql, settings=settings, body=body)
         except NoAnswer as error:
