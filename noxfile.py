@@ -62,7 +62,7 @@ def types(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The test suite. Arguments after ``--`` go to pytest: ``-- -m "not slow"``."""
-    install(session, "test", package=".[local,kestrel,native,otlp]")
+    install(session, "test", package=".[local,kestrel,native,otlp,otel]")
     session.run("pytest", *session.posargs)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from . import _process
+from ._exporters import SpanExporter
 from ._failures import MAX_MESSAGE
 from ._log import log
 from ._managers import NullRecorder, SpanManager, TraceManager
@@ -61,6 +62,7 @@ def configure(
     langfuse_secret_key: str | None = None,
     langfuse_host: str | None = None,
     otlp: str | Mapping[str, object] | None = None,
+    exporters: Sequence[SpanExporter] | None = None,
     home: str | os.PathLike[str] | None = None,
     journal_dir: str | os.PathLike[str] | None = None,
     journal: Literal["disk", "memory"] | None = None,
@@ -96,6 +98,9 @@ def configure(
         otlp: the endpoint of an OTLP/HTTP backend (``OTEL_EXPORTER_OTLP_ENDPOINT``), to which
             ``/v1/traces`` is added, or ``{"endpoint": ..., "headers": {...}}``; an empty text means
             none.
+        exporters: OpenTelemetry ``SpanExporter`` objects, which get every rollout as spans. Each
+            is called in a thread of its own, and shut down with ``shutdown()`` or when it is
+            replaced. An empty list means none.
         home: Caribou's folder (``CARIBOU_HOME``), by default ``.caribou``.
         journal_dir: the journal's folder (``CARIBOU_JOURNAL_DIR``), by default ``journal`` in
             ``home``.
@@ -107,7 +112,7 @@ def configure(
             returns it as it may be written. Ids, times and the like stay as they are. If it raises,
             the row is written without its content.
         disabled: record nothing (``CARIBOU_DISABLED``).
-        debug: show spans on the console as they end (``CARIBOU_TRACE_DEBUG``).
+        debug: show every record on standard error as it is logged (``CARIBOU_TRACE_DEBUG``).
         batch_bytes: deliver at most this many bytes of rows at once; by default 4 MiB.
         batch_rows: deliver at most this many rows at once; by default 50,000.
         batch_age: deliver a row after at most this many seconds; by default 0.5.

@@ -105,6 +105,7 @@ def reconfigure(settings: Settings) -> None:
             previous.settings = settings
             return
         _current = None
+        previous.succeeded_by(settings)
         retirement = _Retirement(previous)
         retirement.start()
         _retiring.append(retirement)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from .delivery.replay import ReplayResult
     from .sinks.base import Sink
+    from .sinks.exporters import Exporter
 
 __all__ = ["Runtime", "replay"]
 
@@ -50,7 +51,8 @@ class Runtime:
         self.settings = settings
         self._refused: Counter[str] = Counter()
         self._refused_lock = threading.Lock()
-        sinks = _durable_sinks(settings)
+        self._exporters = _exporter_sinks(settings)
+        sinks = [*_durable_sinks(settings), *self._exporters]
         targets = {sink.name: sink.target for sink in sinks}
         root = settings.journal_dir if settings.journal == "disk" else None
         self.journal = Journal(
@@ -60,7 +62,6 @@ class Runtime:
             rolled=self._rolled,
             successor=successor,
         )
-        self._durable = frozenset(targets)
         self.registrar = Registrar() if "kestrel" in targets else None
         # asyncio is imported here, by the first rollout, and not by `import caribou`.
         from .delivery.dispatcher import Dispatcher
@@ -125,9 +126,6 @@ class Runtime:
                 dropped=dict(refused),
             )
         for name, (ledger, tables) in self._dispatcher.accounts().items():
-            if tables <= self._kept and name not in self._durable:
-                # It only looks on, at what the local store has.
-                continue
             streams = [self.streams[table] for table in tables]
             rows = partial(sum, (stream.rows for stream in streams))
             # What is refused is rows of rollouts, and never registrations.
@@ -183,6 +181,12 @@ class Runtime:
                 self._ended()
         complete = complete and not self._volatile
         return FlushResult(complete=complete, seconds=time.monotonic() - began, sinks=sinks)
+
+    def succeeded_by(self, settings: Settings) -> None:
+        """Before ``close()``, where a runtime with ``settings`` goes on: exporters that it uses as
+        well are not to be shut down."""
+        for sink in self._exporters:
+            sink.stays = sink.exporter in settings.exporters
 
     def abandon(self) -> None:
         """In a forked child."""
@@ -241,6 +245,17 @@ def _clickhouse(settings: Settings, url: str) -> Sink:
     from .sinks.clickhouse_http import ClickHouseHTTP
 
     return ClickHouseHTTP(url, database=database, user=user, password=password)
+
+
+def _exporter_sinks(settings: Settings) -> list[Exporter]:
+    """The sinks for exporters, which exist in this process alone."""
+    exporters = list(settings.exporters.named())
+    if not exporters:
+        return []
+    from .sinks.exporters import Exporter
+
+    resource = dict(settings.otel_resource)
+    return [Exporter(name, exporter, resource=resource) for name, exporter in exporters]
 
 
 def _watching_sinks(settings: Settings) -> list[Sink]:

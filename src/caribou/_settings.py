@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import msgspec
 
+from ._exporters import Exporters, check_exporters
 from ._otel_settings import (
     LANGFUSE_HOST,
     check_langfuse,
@@ -59,6 +60,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         langfuse_host: ``http(s)://host[:port][/path]`` of Langfuse.
         otlp_endpoint: the whole URL that OTLP/HTTP traces are posted to; None for none.
         otlp_headers: names and values of headers sent with them.
+        exporters: span exporters that get every rollout too.
         otel_resource: attributes of the resource that spans name as their origin.
         home: Caribou's folder.
         journal_dir: the journal's folder.
@@ -67,7 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         sample_rate: the share of rollouts to record, 0.0 to 1.0.
         redact: sees every row before it is written anywhere.
         disabled: record nothing.
-        debug: show spans on the console.
+        debug: show every record on standard error.
         batch_bytes: a batch holds at most this many bytes of rows.
         batch_rows: and at most this many rows.
         batch_age: and waits at most this many seconds.
@@ -86,6 +88,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     langfuse_host: str = LANGFUSE_HOST
     otlp_endpoint: str | None = None
     otlp_headers: tuple[tuple[str, str], ...] = ()
+    exporters: Exporters = Exporters()
     otel_resource: tuple[tuple[str, str], ...] = ()
     home: Path = Path(".caribou")
     journal_dir: Path = Path(".caribou/journal")
@@ -363,6 +366,7 @@ _ARGUMENTS: Final[dict[str, Callable[[object], object]]] = {
     "langfuse_secret_key": _key,
     "langfuse_host": _langfuse_host,
     "otlp": lambda value: check_otlp(value, _url),
+    "exporters": check_exporters,
     "home": _path,
     "journal_dir": _path,
     "journal": _journal,

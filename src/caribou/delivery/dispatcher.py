@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
@@ -22,6 +22,8 @@ __all__ = ["Dispatcher"]
 _logger = logging.getLogger("caribou")
 
 ADOPTION_INTERVAL = 30.0
+# What only looks on is there for a person, who is not to wait for a batch to fill.
+_WATCHING_AGE = 0.1
 
 
 class Dispatcher:
@@ -53,26 +55,37 @@ class Dispatcher:
         self._sinks = sinks
         self._importing = importing or nullcontext()
         self._batch_age = batch_age
+        self._durable = frozenset(durable)
         tables = {sink.name: sink.tables for sink in sinks}
         dead_letters = DeadLetters(root)
         self._own = OwnSource(journal, tables, durable)
         self._links = [
             Link(sink, dead_letters, Ledger(), batch_bytes, batch_rows) for sink in sinks
         ]
-        self._couriers = [
-            Courier(table, link, self._sources)
-            for link in self._links
-            for table in sorted(link.sink.tables)
-        ]
+        self._carriers = self._couriers_of(lambda sink: sink.name in durable)
+        self._watchers = self._couriers_of(lambda sink: sink.name not in durable)
+        self._couriers = [*self._carriers, *self._watchers]
         self._adoption = Adoption(
             root, lambda: journal.folder, self._links, durable, dead_letters, adopt_any=adopt_any
         )
         self._rolled = asyncio.Event()
         self._first_look = asyncio.Event()
 
+    def _couriers_of(self, chosen: Callable[[Sink], bool]) -> list[Courier]:
+        return [
+            Courier(table, link, self._sources)
+            for link in self._links
+            if chosen(link.sink)
+            for table in sorted(link.sink.tables)
+        ]
+
     def accounts(self) -> dict[str, tuple[Ledger, frozenset[str]]]:
-        """Each sink's ledger and the tables it takes."""
-        return {link.sink.name: (link.ledger, link.sink.tables) for link in self._links}
+        """The ledger of each sink that must acknowledge what it takes, and the tables that are."""
+        return {
+            link.sink.name: (link.ledger, link.sink.tables)
+            for link in self._links
+            if link.sink.name in self._durable
+        }
 
     def rolled(self) -> None:
         """A segment was sealed: a standby is to be made, and a full batch waits."""
@@ -96,7 +109,8 @@ class Dispatcher:
         """Run until cancelled; then leave everything in a state the next process can go on from."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._ticking())
+                tasks.create_task(self._ticking(self._carriers, self._batch_age))
+                tasks.create_task(self._ticking(self._watchers, _WATCHING_AGE))
                 tasks.create_task(self._upkeep())
                 tasks.create_task(self._adopting())
                 if self._sinks:
@@ -105,8 +119,8 @@ class Dispatcher:
                     tasks.create_task(courier.run())
         finally:
             self._adoption.close()
-            for sink in self._sinks:
-                await sink.aclose()
+            # At once: one that takes long is not to take the time of another.
+            await asyncio.gather(*(sink.aclose() for sink in self._sinks))
 
     async def _load_sinks(self) -> None:
         """Let the sinks import their libraries, in a thread: it takes a while, and the journal
@@ -149,10 +163,10 @@ class Dispatcher:
     def _sources(self) -> Sequence[Source]:
         return [self._own, *self._adoption.sources]
 
-    async def _ticking(self) -> None:
-        while True:
-            await asyncio.sleep(self._batch_age)
-            for courier in self._couriers:
+    async def _ticking(self, couriers: Sequence[Courier], interval: float) -> None:
+        while couriers:
+            await asyncio.sleep(interval)
+            for courier in couriers:
                 courier.call()
 
     async def _upkeep(self) -> None:

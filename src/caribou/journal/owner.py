@@ -54,19 +54,22 @@ _TAKEN = {
     "otlp": frozenset({"spans", "traces"}),
 }
 _COPIES = frozenset({"langfuse", "otlp"})
+# Exporters are named after their classes.
+_EXPORTER = "exporter-"
 
 
 def takes(sink: str, table: str) -> bool:
     """Whether a sink that an owner names takes the rows of ``table``. One that is not known here
     is taken for a store of everything but registrations, which are for Kestrel alone."""
-    taken = _TAKEN.get(sink)
+    taken = _TAKEN["otlp"] if sink.startswith(_EXPORTER) else _TAKEN.get(sink)
     return table != "registrations" if taken is None else table in taken
 
 
 def stores(sink: str, table: str) -> bool:
-    """Whether rows of ``table`` may leave the journal once ``sink`` has them. Langfuse and OTLP
-    backends get copies, which no command of Caribou reads."""
-    return sink not in _COPIES and takes(sink, table)
+    """Whether rows of ``table`` may leave the journal once ``sink`` has them. Langfuse, OTLP
+    backends and exporters get copies, which no command of Caribou reads."""
+    copies = sink in _COPIES or sink.startswith(_EXPORTER)
+    return not copies and takes(sink, table)
 
 
 class OwnerInfo(msgspec.Struct, frozen=True, kw_only=True):
