@@ -54,7 +54,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """The strict type check of the source, and of what the public API shows its users."""
-    install(session, "types", package=".[kestrel,otlp]")
+    install(session, "types", package=".[kestrel,native,otlp]")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "caribou", "--ignoreexternal")
 
@@ -62,7 +62,7 @@ def types(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The test suite. Arguments after ``--`` go to pytest: ``-- -m "not slow"``."""
-    install(session, "test", package=".[local,kestrel,otlp,otel]")
+    install(session, "test", package=".[local,kestrel,native,otlp,otel]")
     session.run("pytest", *session.posargs)
 
 

@@ -1,13 +1,13 @@
 """What callers feel while the wire is at fault, and what is stored afterwards.
 
-    python benchmarks/faults.py [--seconds N] [--down N] [--only TEXT]
+    python benchmarks/faults.py [--seconds N] [--down N] [--only TEXT] [--native]
 
 90 agents log 900 records per second through a proxy to the current ClickHouse engine behind HTTP
-(extra ``local``), or with ``--real`` to Debian's ``clickhouse-server``. Each scenario of the tests'
-``support.scenarios`` lasts ``--seconds`` ("down in mid-run": ``--down``) and is then healed. Each
-runs in a fresh process. For each the table shows the deadline of ``flush(2)`` during the fault, the
-loop's lag before (without Caribou) and during it, the growth of memory over it, the account, and
-how many records are stored and read, once and twice.
+(extra ``local``), or with ``--real`` to Debian's ``clickhouse-server``; with ``--native`` by the
+native protocol. Each scenario of the tests' ``support.scenarios`` lasts ``--seconds`` ("down in
+mid-run": ``--down``) and is then healed. Each runs in a fresh process. For each the table shows the
+deadline of ``flush(2)`` during the fault, the loop's lag before (without Caribou) and during it,
+the growth of memory over it, the account, and how many records are stored and read, once and twice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from harness import PeakMemory, quantile, table, texts, watch_lag
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from support.faultproxy import FaultProxy
-from support.scenarios import ON_THE_WIRE, RESTARTED, Scenario
+from support.nativeproxy import NativeProxy
+from support.scenarios import ON_THE_NATIVE_WIRE, ON_THE_WIRE, RESTARTED, Scenario
 from support.servers import DoorServer, OldServer, Server
 
 AGENTS = 90
@@ -166,6 +167,7 @@ def main() -> None:
     parser.add_argument("--down", type=float, default=60.0, help="how long the server is down")
     parser.add_argument("--only", default="", help="scenarios whose name has this in it")
     parser.add_argument("--real", action="store_true", help="Debian's clickhouse-server")
+    parser.add_argument("--native", action="store_true", help="by the native protocol")
     parser.add_argument("--agents", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.agents is not None:
@@ -175,11 +177,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="caribou-bench-") as folder:
         server: Server = OldServer(Path(folder)) if options.real else DoorServer(Path(folder) / "e")
         server.start()  # type: ignore[attr-defined]
-        for scenario in [*ON_THE_WIRE, RESTARTED]:
+        make_proxy = NativeProxy if options.native else FaultProxy
+        for scenario in [*(ON_THE_NATIVE_WIRE if options.native else ON_THE_WIRE), RESTARTED]:
             if options.only in scenario.name:
                 seconds = options.down if scenario.name == "down in mid-run" else options.seconds
                 print(scenario.name, file=sys.stderr)
-                with FaultProxy(server.port) as proxy:
+                with make_proxy(server.native_port if options.native else server.port) as proxy:
                     rows.append(run(scenario, server, proxy, seconds))
         server.stop()
     header = [

@@ -7,11 +7,13 @@ import contextlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from array import array
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
@@ -135,6 +137,35 @@ def gil_hog() -> Iterator[None]:
     finally:
         stop = True
         thread.join()
+
+
+@contextlib.contextmanager
+def kestrel(home: Path | None = None, port: int = 0) -> Iterator[str]:
+    """The address of ``caribou serve`` over the store that the environment names, or the one in
+    ``home``, once all that was there is in it."""
+    env = {**os.environ, **({"CARIBOU_HOME": str(home)} if home else {})}
+    command = [sys.executable, "-m", "caribou", "serve", "--port", str(port)]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as service:
+        try:
+            assert service.stdout is not None
+            announced = re.search(r"http://\S+", service.stdout.readline())
+            if announced is None:
+                raise SystemExit("caribou serve did not start")
+            while not _is_ready(announced[0]):
+                time.sleep(0.1)
+            yield announced[0]
+        finally:
+            service.terminate()
+
+
+def _is_ready(url: str) -> bool:
+    """Whether the service has taken in what was there when it started."""
+    try:
+        with urllib.request.urlopen(f"{url}/readyz"):
+            return True
+    except urllib.error.HTTPError as error:
+        error.close()
+        return False
 
 
 class PeakMemory:

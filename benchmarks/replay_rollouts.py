@@ -1,12 +1,13 @@
-"""Replay recorded rollouts as concurrent agents, and check by SQL that all of it arrived.
+"""Replay recorded rollouts as concurrent agents, and check by SQL that all of it arrived, and by
+Kestrel's API that it says the same of them.
 
     python benchmarks/replay_rollouts.py FILE
 
 FILE is a JSON array of rollouts as tau-bench publishes them: ``task_id``, ``trial``, ``reward``
 and ``traj``, a list of OpenAI-style chat messages. Every rollout becomes an asyncio task that logs
 through the public API; all run at once. What is then read back, with ``caribou sql``, comes from
-the ClickHouse server in ``CLICKHOUSE_URL``, or else from the local store in ``CARIBOU_HOME``. Exit
-code 1 when anything differs from the source.
+the ClickHouse server in ``CLICKHOUSE_URL``, or else from the local store in ``CARIBOU_HOME``; then
+``caribou serve`` is started over it and asked. Exit code 1 when anything differs from the source.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ import time
 from collections import defaultdict
 from math import comb
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from harness import kestrel
+
 import caribou
+from caribou.kestrel import BlockingKestrelClient, KestrelClient
 
 PASS_AT = (1, 2, 3, 4)
 PASS_QUERY = """
-SELECT k, round(avg(arrayProduct(i -> (rewarded - i) / (trials - i), range(k))), 3) AS pass
+SELECT k, avg(arrayProduct(i -> (rewarded - i) / (trials - i), range(k))) AS pass
 FROM (SELECT datapoint_id, count() AS trials, countIf(score = 1) AS rewarded
       FROM traces WHERE run_id = '{run}' GROUP BY datapoint_id)
 ARRAY JOIN [1, 2, 3, 4] AS k
@@ -209,20 +214,38 @@ def check_traces(rollouts: dict[str, Rollout], run: str, compare: Any) -> None:
     compare("scores", sorted((row["trace_id"], row["score"]) for row in scores), wanted_scores)
 
 
-def check_pass(rollouts: list[Rollout], run: str) -> list[str]:
-    """Print pass^k as SQL computes it; returns where the source says something else."""
+def pass_hat(rollouts: list[Rollout]) -> list[float]:
+    """pass^k of the source, from the definition: of n trials of a task, c were rewarded."""
     trials: dict[Any, list[float]] = defaultdict(list)
     for rollout in rollouts:
         trials[rollout["task_id"]].append(rollout["reward"])
-    differences: list[str] = []
-    for row in sql(PASS_QUERY.format(run=run)):
-        k = int(row["k"])
-        shares = [comb(int(sum(rewards)), k) / comb(len(rewards), k) for rewards in trials.values()]
-        wanted = round(sum(shares) / len(shares), 3)
-        print(f"pass^{k} = {row['pass']:.3f}")
-        if row["pass"] != wanted:
-            differences.append(f"pass^{k}: {row['pass']}, but should be {wanted}")
-    return differences
+    return [
+        fmean(comb(int(sum(rewards)), k) / comb(len(rewards), k) for rewards in trials.values())
+        for k in PASS_AT
+    ]
+
+
+def check_pass(by: str, seen: list[float], rollouts: list[Rollout]) -> list[str]:
+    """Print pass^k as somebody computed it; returns where the source says something else."""
+    shown = [f"{each:.3f}" for each in seen]
+    wanted = [f"{each:.3f}" for each in pass_hat(rollouts)]
+    print(f"pass^1..{len(shown)} by {by}: {' '.join(shown)}")
+    return [] if shown == wanted else [f"pass^k by {by}: {shown}, but should be {wanted}"]
+
+
+def pass_by_sql(run: str) -> list[float]:
+    """pass^k from a query over the view ``traces``."""
+    return [row["pass"] for row in sql(PASS_QUERY.format(run=run))]
+
+
+def pass_by_api(run: str) -> list[float]:
+    """pass^k from Kestrel, over all traces of the run."""
+    with kestrel() as url, BlockingKestrelClient(KestrelClient(url)) as client:
+        start = time.perf_counter()
+        found = client.aggregate_pass_k(k=max(PASS_AT), run_id=run)
+        print(f"{url} answers for {found.datapoints} datapoints", end=" ")
+        print(f"in {(time.perf_counter() - start) * 1000:.0f} ms")
+        return found.pass_k
 
 
 async def replay(rollouts: list[Rollout], run: str) -> dict[str, Rollout]:
@@ -245,7 +268,9 @@ def main() -> int:
     run = f"replay-{os.urandom(4).hex()}"
     print(f"run {run}")
     by_trace = asyncio.run(replay(rollouts, run))
-    differences = check(by_trace, run) + check_pass(rollouts, run)
+    differences = check(by_trace, run)
+    differences += check_pass("SQL", pass_by_sql(run), rollouts)
+    differences += check_pass("the API", pass_by_api(run), rollouts)
     for difference in differences[:20]:
         print(difference, file=sys.stderr)
     print(f"{len(differences)} differences" if differences else "everything equals its source")

@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from support.faultproxy import FaultProxy
-from support.scenarios import ON_THE_WIRE, RESTARTED, Scenario
+from support.nativeproxy import NativeProxy
+from support.scenarios import ON_THE_NATIVE_WIRE, ON_THE_WIRE, RESTARTED, Scenario
 from support.servers import DoorServer, OldServer, Server
 from support.waiting import wait_until
 
@@ -27,6 +28,17 @@ AGENTS = 20
 RECORDS = 25
 # Per agent: its messages, the trace's summary at entry and exit, one tag, one metadatum.
 ROWS = AGENTS * (RECORDS + 2 + 1 + 1)
+
+
+Transport = Callable[[Server], str]
+
+BOTH_TRANSPORTS = pytest.mark.parametrize(
+    "transport",
+    [
+        pytest.param(lambda server: server.url, id="http"),
+        pytest.param(lambda server: server.native_url, id="native"),
+    ],
+)
 
 
 async def agent(number: int) -> None:
@@ -121,6 +133,17 @@ async def test_no_fault_on_the_wire_loses_or_doubles_a_record(
     check_stored(door, database)
 
 
+@pytest.mark.parametrize("scenario", ON_THE_NATIVE_WIRE, ids=str)
+async def test_no_fault_on_the_native_wire_loses_or_doubles_a_record(
+    scenario: Scenario, door: DoorServer, database: str, tmp_path: Path, configured: None
+) -> None:
+    with NativeProxy(door.native_port) as proxy:
+        configure(proxy.url, database, tmp_path)
+        await run_through(scenario, proxy, door, database)
+        await caribou.shutdown(5)
+    check_stored(door, database)
+
+
 @pytest.fixture
 def own_door(tmp_path: Path) -> Iterator[DoorServer]:
     door = DoorServer(tmp_path / "engine")
@@ -138,11 +161,12 @@ async def test_a_restart_of_the_current_engine_needs_none_of_the_program(
     check_stored(own_door, database)
 
 
+@BOTH_TRANSPORTS
 async def test_a_restart_of_a_real_server_needs_none_of_the_program(
-    old_server: OldServer, database: str, tmp_path: Path, configured: None
+    old_server: OldServer, database: str, tmp_path: Path, configured: None, transport: Transport
 ) -> None:
     old_server.create_tables(database)
-    configure(old_server.url, database, tmp_path)
+    configure(transport(old_server), database, tmp_path)
     with FaultProxy(old_server.port) as proxy:
         await run_through(RESTARTED, proxy, old_server, database)
     (spans,) = old_server.rows(
@@ -157,6 +181,21 @@ async def test_no_fault_before_a_real_server_loses_or_doubles_a_record(
 ) -> None:
     old_server.create_tables(database)
     with FaultProxy(old_server.port) as proxy:
+        configure(proxy.url, database, tmp_path)
+        await run_through(scenario, proxy, old_server, database)
+        await caribou.shutdown(5)
+    (spans,) = old_server.rows(
+        f"SELECT count() AS n, uniqExact(content) AS contents FROM {database}.spans_rows FINAL"
+    )
+    assert [int(value) for value in spans.values()] == [AGENTS * RECORDS] * 2
+
+
+@pytest.mark.parametrize("scenario", ON_THE_NATIVE_WIRE, ids=str)
+async def test_no_fault_before_a_real_native_port_loses_or_doubles_a_record(
+    scenario: Scenario, old_server: OldServer, database: str, tmp_path: Path, configured: None
+) -> None:
+    old_server.create_tables(database)
+    with NativeProxy(old_server.native_port) as proxy:
         configure(proxy.url, database, tmp_path)
         await run_through(scenario, proxy, old_server, database)
         await caribou.shutdown(5)
@@ -191,8 +230,10 @@ async def test_a_failing_tls_handshake_keeps_the_rows(
     check_stored(door, database)
 
 
+@BOTH_TRANSPORTS
 async def test_a_wrong_password_names_the_variable_and_keeps_the_rows(
     locked_door: DoorServer,
+    transport: Transport,
     database: str,
     tmp_path: Path,
     configured: None,
@@ -202,7 +243,7 @@ async def test_a_wrong_password_names_the_variable_and_keeps_the_rows(
         caribou.configure(
             run_id="faults",
             phase="train",
-            clickhouse_url=locked_door.url,
+            clickhouse_url=transport(locked_door),
             clickhouse_database=database,
             clickhouse_user="agent",
             clickhouse_password=password,
@@ -227,15 +268,17 @@ async def test_a_wrong_password_names_the_variable_and_keeps_the_rows(
     check_stored(locked_door, database)
 
 
+@BOTH_TRANSPORTS
 async def test_a_missing_table_is_made_or_the_missing_right_is_named(
     door: DoorServer,
+    transport: Transport,
     database: str,
     tmp_path: Path,
     configured: None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     door.control(deny=["CREATE"])
-    configure(door.url, database, tmp_path)
+    configure(transport(door), database, tmp_path)
     await agents()
     assert not (await caribou.flush(1)).complete
     assert "CREATE" in caplog.text
@@ -246,10 +289,11 @@ async def test_a_missing_table_is_made_or_the_missing_right_is_named(
     check_stored(door, database)
 
 
+@BOTH_TRANSPORTS
 async def test_one_poison_row_among_ten_thousand_is_set_aside_alone(
-    door: DoorServer, database: str, tmp_path: Path, configured: None
+    door: DoorServer, transport: Transport, database: str, tmp_path: Path, configured: None
 ) -> None:
-    configure(door.url, database, tmp_path)
+    configure(transport(door), database, tmp_path)
     async with caribou.trace_run({"datapoint_id": "dp"}):
         for number in range(9_999):
             caribou.log(caribou.Message(role="user", content=f"{number}"))

@@ -45,8 +45,8 @@ async def test_what_is_not_there_says_where_to_look(client: httpx.AsyncClient) -
     found = problem(await client.get("/run"), 404)
     assert "openapi.json" in found["hint"]
     answer = await client.delete("/runs")
-    assert problem(answer, 405)["allowed"] == ["GET", "POST", "PUT"]
-    assert answer.headers["Allow"] == "GET, POST, PUT"
+    assert problem(answer, 405)["allowed"] == ["GET", "HEAD", "POST", "PUT"]
+    assert answer.headers["Allow"] == "GET, HEAD, POST, PUT"
 
 
 @pytest.mark.parametrize(

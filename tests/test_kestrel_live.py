@@ -7,7 +7,7 @@ import contextlib
 import json
 import resource
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from support.servers import DoorServer
 from support.serving import Service, rollout, serving
+from support.waiting import wait_until
 
 from caribou._settings import Settings
 from caribou.server.live import Batch, Filter, Follower, Full, Live
@@ -26,26 +27,17 @@ A, B = "a" * 32, "b" * 32
 MOST = 1000
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def service(home: Path) -> Iterator[Service]:
-    with serving(home) as service:
-        yield service
-
-
 def happened(events: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """What each event tells: a change of a rollout, or what a span says or is."""
     return [data.get("change") or data["content_start"] or data["kind"] for _, data in events]
 
 
-def test_a_rollout_is_followed_from_its_start_to_its_grade(service: Service, home: Path) -> None:
+def test_a_rollout_is_followed_from_its_start_to_its_grade(
+    service: Service, service_home: Path
+) -> None:
     with service.live() as events:
         events.wait_for_id()
-        with rollout(home, A, "followed") as running:
+        with rollout(service_home, A, "followed") as running:
             begun = time.monotonic()
             [started] = events.until("trace", change="started", trace_id=A)
             assert time.monotonic() - begun < 2
@@ -59,17 +51,17 @@ def test_a_rollout_is_followed_from_its_start_to_its_grade(service: Service, hom
     assert rest[-1][1]["status"] == "COMPLETED"
 
 
-def test_only_what_was_asked_for_is_told(service: Service, home: Path) -> None:
+def test_only_what_was_asked_for_is_told(service: Service, service_home: Path) -> None:
     with (
         service.live("?run_id=wanted") as by_run,
         service.live(f"?trace_id={B}&spans=false") as by_trace,
-        rollout(home, "c" * 32, "other") as first,
+        rollout(service_home, "c" * 32, "other") as first,
     ):
         by_run.wait_for_id()
         by_trace.wait_for_id()
         first.say("unwanted")
         first.finish()
-        with rollout(home, B, "wanted") as second:
+        with rollout(service_home, B, "wanted") as second:
             # One that starts and finishes between two looks is told of as finished only.
             begun = by_run.until("trace", change="started")
             second.say("wanted")
@@ -80,10 +72,10 @@ def test_only_what_was_asked_for_is_told(service: Service, home: Path) -> None:
         assert happened(by_trace.until("trace", change="finished")) == ["started", "finished"]
 
 
-def test_a_killed_rollout_is_told_of(service: Service, home: Path) -> None:
+def test_a_killed_rollout_is_told_of(service: Service, service_home: Path) -> None:
     with service.live("?run_id=killed") as events:
         events.wait_for_id()
-        with rollout(home, "d" * 32, "killed") as running:
+        with rollout(service_home, "d" * 32, "killed") as running:
             events.until("trace", change="started")
             running.process.kill()
             told = events.until("trace", change="interrupted")
@@ -141,19 +133,14 @@ async def test_more_readers_than_can_be_served_are_refused(service: Service) -> 
     more = await asyncio.gather(*(open_stream() for _ in range(5)))
     assert {status for status, _ in streams} == {b"HTTP/1.1 200 OK\r\n"}
     assert {status for status, _ in more} == {b"HTTP/1.1 503 Service Unavailable\r\n"}
-    status, text = await asyncio.to_thread(service.request, "GET", "/metrics")
-    assert status == 200
-    assert f"\nkestrel_live_clients {MOST}\n" in text.decode()
+    assert await asyncio.to_thread(service.metric, "kestrel_live_clients") == MOST
     # The service does its other work meanwhile, and takes new readers when others have left.
     for _, writer in [*streams, *more]:
         writer.close()
-    for _ in range(100):
-        status, writer = await open_stream()
-        writer.close()
-        if status == b"HTTP/1.1 200 OK\r\n":
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError(status)
+    await asyncio.to_thread(wait_until, lambda: service.metric("kestrel_live_clients") < MOST)
+    status, writer = await open_stream()
+    assert status == b"HTTP/1.1 200 OK\r\n"
+    writer.close()
 
 
 def batch(position: int, *names: str) -> Batch:

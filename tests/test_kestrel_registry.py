@@ -19,13 +19,16 @@ from caribou.server.embedded import EmbeddedBackend
 pytestmark = pytest.mark.asyncio
 
 
-@pytest_asyncio.fixture(params=["server", "embedded"])
+@pytest_asyncio.fixture(params=["server", "native", "embedded"])
 async def client(
     request: pytest.FixtureRequest, door: DoorServer, tmp_path: Path
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A service over a server, and one over the engine in its own process."""
+    """A service over a server by HTTP and by its native protocol, and one over the engine in its
+    own process."""
     if request.param == "server":
         backend: Backend = remote_backend(door)
+    elif request.param == "native":
+        backend = remote_backend(door, clickhouse_url=door.native_url)
     else:
         backend = await EmbeddedBackend.open(tmp_path / "store", tmp_path / "journal", "caribou")
     async with api(backend) as client:

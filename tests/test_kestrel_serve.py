@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,17 +26,6 @@ pytest.importorskip("chdb", reason="the embedded engine is not installed")
 A = "a" * 32
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def service(home: Path) -> Iterator[Service]:
-    with serving(home) as service:
-        yield service
-
-
 def cannot(answer: Answer) -> str:
     """The one sentence of a service that something stood in the way of."""
     assert (answer.code, answer.out) == (1, ""), answer
@@ -46,19 +34,10 @@ def cannot(answer: Answer) -> str:
     return answer.err
 
 
-def value(service: Service, metric: str) -> float:
-    """One metric without labels."""
-    status, text = service.request("GET", "/metrics")
-    assert status == 200
-    found = re.search(rf"^{metric} (\S+)$", text.decode(), re.MULTILINE)
-    assert found is not None, text
-    return float(found[1])
-
-
 def test_a_rollout_is_seen_while_it_runs_and_interrupted_once_killed(
-    service: Service, home: Path
+    service: Service, service_home: Path
 ) -> None:
-    with rollout(home, A, "seen") as running:
+    with rollout(service_home, A, "seen") as running:
         begun = time.monotonic()
         wait_until(lambda: traces(service, "seen") == [("PENDING", False)], timeout=2.0)
         assert time.monotonic() - begun < 2.0
@@ -94,7 +73,7 @@ def test_a_growing_journal_is_taken_in_once_and_in_few_parts(tmp_path: Path) -> 
             wait_for_rows(service, number + 1)
         write_rows(journal, "trace_tags", *(tag(number) for number in range(4, 5000)))
         wait_for_rows(service, 5000)
-        assert value(service, "kestrel_intake_lag_seconds") < 5
+        assert service.metric("kestrel_intake_lag_seconds") < 5
         assert service.end() == (0, "")
     sql = "SELECT count() AS rows, uniqExact(tag) AS tags, uniqExact(batch_id) AS inserts"
     [counted] = caribou("sql", f"{sql} FROM trace_tags_rows", "--json", home=tmp_path).objects
@@ -104,7 +83,7 @@ def test_a_growing_journal_is_taken_in_once_and_in_few_parts(tmp_path: Path) -> 
 
 
 def wait_for_rows(service: Service, count: int) -> None:
-    wait_until(lambda: value(service, "kestrel_intake_rows_total") == count)
+    wait_until(lambda: service.metric("kestrel_intake_rows_total") == count)
 
 
 def test_it_ends_within_seconds_and_leaves_the_store_to_the_next(tmp_path: Path) -> None:
@@ -131,8 +110,8 @@ def test_a_taken_port_is_one_sentence(service: Service, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_taken_store_is_one_sentence(service: Service, home: Path) -> None:
-    sentence = cannot(caribou("serve", "--port", "0", home=home))
+def test_a_taken_store_is_one_sentence(service: Service, service_home: Path) -> None:
+    sentence = cannot(caribou("serve", "--port", "0", home=service_home))
     assert f"is in use by process {service.process.pid}" in sentence
 
 

@@ -71,9 +71,9 @@ FROM {database}.{table} WHERE run_id = 'killed'
 """
 
 
-def environment(door: DoorServer, database: str, home: Path) -> dict[str, str]:
+def environment(url: str, database: str, home: Path) -> dict[str, str]:
     return os.environ | {
-        "CLICKHOUSE_URL": door.url,
+        "CLICKHOUSE_URL": url,
         "CLICKHOUSE_DATABASE": database,
         "CARIBOU_HOME": str(home),
     }
@@ -98,14 +98,16 @@ def run_and_kill(environ: dict[str, str], seconds: float) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("by", ["next process", "caribou replay"])
+@pytest.mark.parametrize("transport", ["http", "native"])
 def test_killed_at_any_moment_nothing_is_lost_or_doubled(
-    door: DoorServer, database: str, tmp_path: Path, by: str
+    door: DoorServer, database: str, tmp_path: Path, by: str, transport: str
 ) -> None:
+    url = door.url if transport == "http" else door.native_url
     moments = random.SystemRandom()
     for kill in range(10):
         home = tmp_path / str(kill)
         name = f"{database}_{kill}"
-        environ = environment(door, name, home)
+        environ = environment(url, name, home)
         told = run_and_kill(environ, moments.uniform(0.0, 1.2))
         assert told
         after = [sys.executable, "-c", NEXT]

@@ -55,6 +55,25 @@ def test_a_table_that_was_dropped_is_made_again(door: DoorServer, made: str) -> 
     assert door.rows(f"SELECT * FROM {made}.scores") == []
 
 
+@pytest.mark.parametrize(
+    ("release", "kind"),
+    [("24.8.14.39", "tokenbf_v1"), ("26.1.3.52", "tokenbf_v1"), ("26.2.1.1", "text"), ("", "text")],
+)
+def test_the_index_of_words_is_the_best_the_server_has(
+    door: DoorServer, database: str, release: str, kind: str
+) -> None:
+    def answer(sql: str) -> bytes:
+        told = release and "version()" in sql
+        return release.encode() if told else execute(door, sql)
+
+    migrate_sync(answer, database=database)
+    [row] = door.rows(
+        "SELECT type FROM system.data_skipping_indices"
+        f" WHERE database = '{database}' AND name = 'content_tokens'"
+    )
+    assert row["type"] == kind
+
+
 def test_what_is_printed_makes_the_same_schema(door: DoorServer, database: str) -> None:
     for statement in render(database):
         door.sql(statement)

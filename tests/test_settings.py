@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import caribou.sync as caribou
-from caribou import ConfigurationError, InvalidType, InvalidValue, Message
+from caribou import ConfigurationError, InvalidType, InvalidValue, Message, MissingExtra
 from caribou._recording import active
 from caribou._settings import from_environment
 from caribou.testing import Capture
@@ -94,6 +95,18 @@ def test_credentials_in_the_url_are_moved_out(url: str, user: str, password: str
     assert (settings.clickhouse_user, settings.clickhouse_password) == ("u", "p")
 
 
+def test_the_native_protocol_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"clickhouses://agent:{PASSWORD}@ch"
+    settings = from_environment({"clickhouse_url": url}, environ={})
+    assert (settings.clickhouse_url, settings.clickhouse_user) == ("clickhouses://ch", "agent")
+    monkeypatch.setitem(sys.modules, "asynch", None)
+    for environ in ({}, {"CLICKHOUSE_URL": url}):
+        given = {} if environ else {"clickhouse_url": url}
+        with pytest.raises(MissingExtra, match=r"caribou-trace\[native\]") as refused:
+            from_environment(given, environ=environ)
+        assert PASSWORD not in str(refused.value)
+
+
 def test_an_ipv6_host_keeps_its_brackets() -> None:
     settings = from_environment({"clickhouse_url": "http://[::1]:8123"}, environ={})
     assert settings.clickhouse_url == "http://[::1]:8123"
@@ -113,8 +126,17 @@ def test_no_secret_is_shown() -> None:
 
 
 WRONG: list[tuple[str, Any, str]] = [
-    ("clickhouse_url", "clickhouse://ch:9000", "http://host:port or https://host:port"),
+    (
+        "clickhouse_url",
+        "tcp://ch:9000",
+        "has tcp://; it must have the form http://host:port or https://host:port or "
+        "clickhouse://host:port or clickhouses://host:port",
+    ),
     ("clickhouse_url", "ch:8123", "http://host:port"),
+    ("clickhouse_url", "clickhouse://", "names no host"),
+    ("clickhouse_url", f"clickhouse://u:{PASSWORD}@ch:9000/db", "CLICKHOUSE_DATABASE"),
+    ("clickhouse_url", f"clickhouses://u:{PASSWORD}@ch:9440?secure=1", "query"),
+    ("kestrel_api_url", "clickhouse://kestrel", "http://host:port or https://host:port"),
     ("clickhouse_url", f"//user:{PASSWORD}@ch", "http://host:port"),
     ("clickhouse_url", "http://", "names no host"),
     ("clickhouse_url", f"http://u:{PASSWORD}@ch:port", "is not a URL"),

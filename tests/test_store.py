@@ -246,3 +246,23 @@ with LocalStore(home / "store", home / "journal", "caribou") as store:
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert "readonly" in done.stdout
+
+
+def test_a_statement_that_fails_leaves_nothing_of_its_answer_to_the_next(tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from caribou.errors import StoreError
+from caribou.store import LocalStore
+home = Path(sys.argv[1])
+with LocalStore(home / "store", home / "journal", "caribou") as store:
+    late = "SELECT number, throwIf(number = 150000) FROM numbers(200000)"
+    try:
+        store.query(f"{late} SETTINGS max_block_size = 1000, max_threads = 1", format="CSV")
+    except StoreError:
+        print(store.query("SELECT 1", format="CSV").decode())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "1"

@@ -81,8 +81,9 @@ def configure(
     Args:
         run_id: the run of rollouts that name none; in prod the project's name.
         phase: ``"train"``, ``"eval"`` or ``"prod"``, for rollouts that name none.
-        clickhouse_url: ``http(s)://host:port`` of a ClickHouse server (``CLICKHOUSE_URL``); an
-            empty text means none: the journal is the store.
+        clickhouse_url: ``http(s)://host:port`` of a ClickHouse server, or with the extra ``native``
+            ``clickhouse(s)://host:port`` (``CLICKHOUSE_URL``); an empty text means none: the
+            journal is the store.
         clickhouse_database: its database (``CLICKHOUSE_DATABASE``), by default ``caribou``.
         clickhouse_user: the user (``CLICKHOUSE_USER``).
         clickhouse_password: the password (``CLICKHOUSE_PASSWORD``).

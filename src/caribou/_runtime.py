@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._registration import Registrar
-from ._settings import Settings
+from ._settings import Settings, is_native
 from .delivery.accounting import FlushResult, SinkStats
 from .errors import ConfigurationError
 from .journal.journal import Journal
@@ -206,16 +206,7 @@ def _durable_sinks(settings: Settings) -> list[Sink]:
     first used, which is in the I/O thread."""
     sinks: list[Sink] = []
     if settings.clickhouse_url is not None:
-        from .sinks.clickhouse_http import ClickHouseHTTP
-
-        sinks.append(
-            ClickHouseHTTP(
-                settings.clickhouse_url,
-                database=settings.clickhouse_database,
-                user=settings.clickhouse_user or "",
-                password=settings.clickhouse_password or "",
-            )
-        )
+        sinks.append(_clickhouse(settings, settings.clickhouse_url))
     if settings.kestrel_api_url is not None:
         from .sinks.kestrel import Kestrel
 
@@ -242,6 +233,18 @@ def _durable_sinks(settings: Settings) -> list[Sink]:
             )
         )
     return sinks
+
+
+def _clickhouse(settings: Settings, url: str) -> Sink:
+    database = settings.clickhouse_database
+    user, password = settings.clickhouse_user or "", settings.clickhouse_password or ""
+    if is_native(url):
+        from .sinks.clickhouse_native import ClickHouseNative
+
+        return ClickHouseNative(url, database=database, user=user, password=password)
+    from .sinks.clickhouse_http import ClickHouseHTTP
+
+    return ClickHouseHTTP(url, database=database, user=user, password=password)
 
 
 def _exporter_sinks(settings: Settings) -> list[Exporter]:

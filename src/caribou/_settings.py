@@ -5,6 +5,7 @@ Every bad value is one exception that names the variable or the argument and the
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -22,13 +23,14 @@ from ._otel_settings import (
     otlp_from_environment,
     resource_from_environment,
 )
-from .errors import CaribouError, ConfigurationError, InvalidType, InvalidValue
+from .errors import CaribouError, ConfigurationError, InvalidType, InvalidValue, MissingExtra
 from .records import Phase
 
-__all__ = ["PHASES", "Redact", "Settings", "from_environment"]
+__all__ = ["PHASES", "Redact", "Settings", "from_environment", "is_native"]
 
 PHASES: Final[tuple[Phase, ...]] = ("train", "eval", "prod")
-_SCHEMES: Final = ("http", "https")
+_HTTP: Final = ("http", "https")
+_NATIVE: Final = ("clickhouse", "clickhouses")
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"", "0", "false", "no", "off"})
 _SECRET: Final = frozenset(
@@ -46,7 +48,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         run_id: the run of rollouts that name none; in prod the project.
         phase: the phase of rollouts that name none.
-        clickhouse_url: ``http(s)://host[:port][/path]`` without credentials; None for local mode.
+        clickhouse_url: ``http(s)://host[:port][/path]`` or ``clickhouse(s)://host[:port]`` without
+            credentials; None for local mode.
         clickhouse_database: the database.
         clickhouse_user: the user; None for the server's default.
         clickhouse_password: the password.
@@ -153,7 +156,10 @@ def _checked(
         return check(value)
     except CaribouError as problem:
         message = f"{name} {problem}"
-        raise (ConfigurationError if environment else type(problem))(message) from None
+        given = type(problem)
+        if environment and given is not MissingExtra:
+            raise ConfigurationError(message) from None
+        raise given(message) from None
 
 
 def _checked_variable(variable: str, check: Callable[[object], object], text: str) -> Any:
@@ -174,20 +180,41 @@ def _phase(value: object) -> str:
     return str(value)
 
 
-def _url(value: object) -> tuple[str, str | None, str | None]:
+def is_native(url: str) -> bool:
+    """Whether a ``clickhouse_url`` speaks ClickHouse's native protocol, and not HTTP."""
+    return urlsplit(url).scheme in _NATIVE
+
+
+def _clickhouse_url(value: object) -> tuple[str, str | None, str | None]:
+    """As :func:`_url`, of either protocol."""
+    bare, user, password = _url(value, _HTTP + _NATIVE)
+    if is_native(bare):
+        if urlsplit(bare).path:
+            raise InvalidValue(
+                "takes no path with clickhouse(s)://; the database goes into CLICKHOUSE_DATABASE"
+            )
+        if importlib.util.find_spec("asynch") is None:
+            raise MissingExtra(
+                "with clickhouse(s):// needs the package asynch: "
+                "pip install 'caribou-trace[native]'"
+            )
+    return bare, user, password
+
+
+def _url(value: object, schemes: tuple[str, ...] = _HTTP) -> tuple[str, str | None, str | None]:
     """The URL without credentials, the user, the password. Never shows the URL: it may hold a
     password. An empty one asks for local mode."""
     if not isinstance(value, str):
         raise InvalidType(f"must be a str, not {type(value).__name__}")
     if not value:
         return "", None, None
-    known = " or ".join(f"{scheme}://host:port" for scheme in _SCHEMES)
+    known = " or ".join(f"{scheme}://host:port" for scheme in schemes)
     try:
         parts = urlsplit(value)
         host, port = parts.hostname, parts.port
     except ValueError:
         raise InvalidValue(f"is not a URL; it must have the form {known}") from None
-    if parts.scheme not in _SCHEMES:
+    if parts.scheme not in schemes:
         shown = f"{parts.scheme}://" if parts.scheme and "://" in value else "no scheme"
         raise InvalidValue(f"has {shown}; it must have the form {known}")
     if not host:
@@ -311,7 +338,7 @@ def _hook(value: object) -> object:
 
 
 _VARIABLES: Final[dict[str, tuple[str, Callable[[object], object]]]] = {
-    "clickhouse_url": ("CLICKHOUSE_URL", _url),
+    "clickhouse_url": ("CLICKHOUSE_URL", _clickhouse_url),
     "clickhouse_database": ("CLICKHOUSE_DATABASE", _database),
     "clickhouse_user": ("CLICKHOUSE_USER", _text),
     "clickhouse_password": ("CLICKHOUSE_PASSWORD", _password),
@@ -329,7 +356,7 @@ _VARIABLES: Final[dict[str, tuple[str, Callable[[object], object]]]] = {
 _ARGUMENTS: Final[dict[str, Callable[[object], object]]] = {
     "run_id": _text,
     "phase": _phase,
-    "clickhouse_url": _url,
+    "clickhouse_url": _clickhouse_url,
     "clickhouse_database": _database,
     "clickhouse_user": _text,
     "clickhouse_password": _password,

@@ -1,7 +1,8 @@
 """The current ClickHouse engine behind enough of ClickHouse's HTTP interface to test against.
 
-``python -m support.door --path DIR`` prints the port it listens on and serves until SIGTERM. One
-thread owns the embedded engine; statements run one after another.
+``python -m support.door --path DIR`` prints the port it listens on, and that of its native protocol
+(see ``support.nativedoor``; 0 where asynch is not installed), and serves until SIGTERM. One thread
+owns the embedded engine; statements run one after another.
 
 What the engine cannot do inside a process is stood in for, and nothing else:
 
@@ -21,12 +22,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import importlib.util
 import json
 import re
 import signal
 import sys
 import tempfile
 import zlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -177,6 +180,10 @@ class Door:
         basic = request.headers.get("Authorization", "")
         if basic.startswith("Basic "):
             user, _, password = base64.b64decode(basic[6:]).decode().partition(":")
+        self.check_user(user, password)
+
+    def check_user(self, user: str, password: str) -> None:
+        """Raises Refusal for whoever is not let in."""
         if self._password and (user, password) != (self._user, self._password):
             raise Refusal(
                 f"Code: 516. DB::Exception: {user or 'default'}: Authentication failed: password "
@@ -194,6 +201,38 @@ class Door:
             if data is None or not self._keep_cut:
                 raise Refusal("Code: 210. DB::Exception: Connection reset. (NETWORK_ERROR)")
             data = data[: data.rfind(b"\n") + 1]
+        given = {name: value for name, value in request.query.items() if name not in _NOT_SETTINGS}
+        prefix = "param_"
+        answer, written = await self.statement(
+            sql,
+            data=data,
+            query_id=request.query.get("query_id", ""),
+            readonly=request.query.get("readonly", "0") != "0",
+            database=request.query.get("database", ""),
+            output=request.query.get("default_format", "TabSeparated"),
+            settings={name: value for name, value in given.items() if not name.startswith(prefix)},
+            parameters={
+                name.removeprefix(prefix): value
+                for name, value in given.items()
+                if name.startswith(prefix)
+            },
+        )
+        summary = json.dumps({"written_rows": str(written)})
+        return web.Response(body=answer, headers={"X-ClickHouse-Summary": summary})
+
+    async def statement(
+        self,
+        sql: str,
+        *,
+        data: bytes | None,
+        query_id: str,
+        readonly: bool,
+        database: str,
+        output: str,
+        settings: Mapping[str, str],
+        parameters: Mapping[str, str],
+    ) -> tuple[bytes, int]:
+        """Run one statement for whoever asks; its output, and how many rows it wrote."""
         for words in self._deny:
             if sql.upper().startswith(words):
                 raise Refusal(
@@ -201,42 +240,29 @@ class Door:
                     f"To execute this query, it's necessary to have the grant {words} ON *.*. "
                     "(ACCESS_DENIED)"
                 )
-        if request.query.get("readonly", "0") != "0" and not sql.upper().lstrip().startswith(
-            _READS
-        ):
+        if readonly and not sql.upper().lstrip().startswith(_READS):
             raise Refusal(
                 "Code: 164. DB::Exception: Cannot execute query in readonly mode. (READONLY)"
             )
         sql = sql.replace("system.processes", self._processes())
-        query_id = request.query.get("query_id", "")
         self._running.add(query_id)
         try:
             if data is not None:
                 await self._go.wait()
-            output, written = await asyncio.get_running_loop().run_in_executor(
-                self._thread, lambda: self._run(request, sql, data)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._thread,
+                lambda: self._engine.run(
+                    sql,
+                    database=database,
+                    output=output,
+                    settings=self._profile
+                    | {k: v for k, v in settings.items() if k not in _NOT_SETTINGS},
+                    parameters=dict(parameters),
+                    body=data,
+                ),
             )
         finally:
             self._running.discard(query_id)
-        summary = json.dumps({"written_rows": str(written)})
-        return web.Response(body=output, headers={"X-ClickHouse-Summary": summary})
-
-    def _run(self, request: web.Request, sql: str, data: bytes | None) -> tuple[bytes, int]:
-        given = {name: value for name, value in request.query.items() if name not in _NOT_SETTINGS}
-        prefix = "param_"
-        return self._engine.run(
-            sql,
-            database=request.query.get("database", ""),
-            output=request.query.get("default_format", "TabSeparated"),
-            settings=self._profile
-            | {name: value for name, value in given.items() if not name.startswith(prefix)},
-            parameters={
-                name.removeprefix(prefix): value
-                for name, value in given.items()
-                if name.startswith(prefix)
-            },
-            body=data,
-        )
 
     def _processes(self) -> str:
         rows = "".join(f", '{query_id}'" for query_id in sorted(self._running) if query_id)
@@ -275,15 +301,28 @@ async def _serve(arguments: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    print(runner.addresses[0][1], flush=True)
+    native = await _listen_natively(door, arguments.native_port)
+    native_port = native.sockets[0].getsockname()[1] if native else 0
+    print(runner.addresses[0][1], native_port, flush=True)
     await stop.wait()
+    if native is not None:
+        native.close()
     await runner.cleanup()
     door.close()
+
+
+async def _listen_natively(door: Door, port: int) -> asyncio.Server | None:
+    if importlib.util.find_spec("asynch") is None:
+        return None
+    from support.nativedoor import listen
+
+    return await listen(door, Refusal, port)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="ClickHouse's current engine over HTTP")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--native-port", type=int, default=0)
     parser.add_argument("--path", type=Path, required=True, help="the engine's folder")
     parser.add_argument("--user", default="")
     parser.add_argument("--password", default="", help="required of every request if given")

@@ -264,15 +264,15 @@ class FaultProxy:
         while True:
             request = await _read_request(link.reader)
             self.requests.append(request)
-            fault = self._due(request)
+            fault = self._due(insert=request.is_insert)
             if fault is not None:
                 await fault.meet(request, link)
                 return
             link.writer.write(await link.forward(request.head + request.body))
             await link.writer.drain()
 
-    def _due(self, request: Request) -> Fault | None:
-        if self._fault is None or self._times == 0 or not (self._every or request.is_insert):
+    def _due(self, *, insert: bool) -> Fault | None:
+        if self._fault is None or self._times == 0 or not (self._every or insert):
             return None
         if self._times is not None:
             self._times -= 1

@@ -13,6 +13,7 @@ import pytest
 
 from support.faultproxy import FaultProxy
 from support.servers import DoorServer, OldServer
+from support.serving import Service, serving
 
 
 @pytest.fixture(scope="session")
@@ -82,3 +83,17 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with path.open("a") as both:
         both.write(Path(f"{path}.crt").read_text())
     return path
+
+
+@pytest.fixture(scope="module")
+def service_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where ``service`` finds its store and the journals that it takes in."""
+    pytest.importorskip("chdb", reason="the embedded engine is not installed")
+    return tmp_path_factory.mktemp("service") / "home"
+
+
+@pytest.fixture(scope="module")
+def service(service_home: Path) -> Iterator[Service]:
+    """``caribou serve`` over the embedded engine, for all tests of a module."""
+    with serving(service_home) as service:
+        yield service

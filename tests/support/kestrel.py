@@ -14,10 +14,10 @@ from caribou._settings import Settings
 from caribou.server.app import API, create_app
 from caribou.server.backend import Backend
 from caribou.server.remote import RemoteBackend
-from support.servers import DoorServer
+from support.servers import Server
 
 
-def remote_backend(door: DoorServer, database: str = "", **settings: Any) -> RemoteBackend:
+def remote_backend(door: Server, database: str = "", **settings: Any) -> RemoteBackend:
     """A backend over the door, in a database of its own unless told."""
     database = database or f"test_{os.urandom(6).hex()}"
     given: dict[str, Any] = {"clickhouse_url": door.url, "clickhouse_database": database}

@@ -13,7 +13,7 @@ from caribou.server.backend import Backend
 START = datetime(2026, 3, 30, tzinfo=UTC)  # two months are in it
 HOSTILE = 'it\'s \\ a\ttab\n"quoted" {x:String} ü🦌'
 RUNS = ("train-1", "train-2", "eval-1", "shop", HOSTILE)
-WORDS = ("refund", "flight", "seat", "Upgrade", "naïve", "get_user")
+WORDS = ("refund", "flight", "seat", "Upgrade", "naïve", "get_user", "我要退款。")
 
 
 @dataclass

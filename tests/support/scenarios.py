@@ -18,6 +18,7 @@ from support.faultproxy import (
     SlowDrip,
     SwallowAnswer,
 )
+from support.nativeproxy import CutRows, DripEnd, LoseEnd
 from support.servers import Server
 
 
@@ -44,7 +45,7 @@ def _fault(name: str, fault: Fault, *, times: int | None = None, every: bool = F
         name,
         lambda proxy, _: proxy.fault(fault, times=times, every=every),
         lambda proxy, _: proxy.clear(),
-        delivers=times is not None or isinstance(fault, SlowDrip),
+        delivers=times is not None or isinstance(fault, SlowDrip | DripEnd),
     )
 
 
@@ -75,6 +76,17 @@ ON_THE_WIRE = [
     _fault("500", Answer(500, body=b"Code: 999. Coordination error")),
     _fault("503", Answer(503)),
     _fault("slow drip", SlowDrip(step=8, interval=0.02)),
+]
+
+# The same, where the native protocol is spoken.
+ON_THE_NATIVE_WIRE = [
+    Scenario("refused at start", _refuse, _accept, from_start=True),
+    Scenario("down in mid-run", _refuse, _accept),
+    _fault("black hole", BlackHole(), every=True),
+    _fault("cut before the rows", CutRows(0), times=3),
+    _fault("cut in the rows", CutRows(150), times=3),
+    _fault("end of stream lost after commit", LoseEnd(), times=3),
+    _fault("slow drip", DripEnd()),
 ]
 
 # For a server that the scenario may kill.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import importlib.util
 import json
 import os
 import shutil
@@ -24,16 +25,26 @@ class Server:
     """What both have in common: an HTTP port on loopback that takes SQL."""
 
     port: int
+    native_port: int
     credentials: dict[str, str]
 
     def __init__(self) -> None:
-        self.port = 0
+        self.port = self.native_port = 0
         self.credentials = {}
         self._process: subprocess.Popen[str] | None = None
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def native_url(self) -> str:
+        """Where it speaks its native protocol; skips the test where nothing speaks it to it."""
+        if importlib.util.find_spec("asynch") is None:
+            import pytest
+
+            pytest.skip("asynch is not installed: pip install 'caribou-trace[native]'")
+        return f"clickhouse://127.0.0.1:{self.native_port}"
 
     def sql(self, statement: str, **parameters: str) -> str:
         """Run one statement; its output as text. Raises RuntimeError with the server's message."""
@@ -89,7 +100,8 @@ class DoorServer(Server):
         """Start it, after the first time on the port it had."""
         command = [
             sys.executable, "-m", "support.door",
-            "--port", str(self.port), "--path", str(self._path),
+            "--port", str(self.port), "--native-port", str(self.native_port),
+            "--path", str(self._path),
             "--user", self._user, "--password", self._password,
         ]  # fmt: skip
         environment = os.environ | {"PYTHONPATH": str(_TESTS)}
@@ -100,7 +112,7 @@ class DoorServer(Server):
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the door did not open: exit {self._process.wait()}")
-        self.port = int(line)
+        self.port, self.native_port = map(int, line.split())
 
     def control(self, **order: Any) -> None:
         """Change its behaviour; see ``support.door``."""
@@ -118,7 +130,6 @@ class OldServer(Server):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
-        self.native_port = 0
 
     @staticmethod
     def available() -> bool:
@@ -144,33 +155,34 @@ class OldServer(Server):
             time.sleep(0.02)
 
     def create_tables(self, database: str) -> None:
-        """The columns this server has types for; times are in whole seconds."""
+        """The columns this server has types for."""
         self.sql(f"CREATE DATABASE IF NOT EXISTS {database}")
         self.sql(
             f"CREATE TABLE {database}.spans_rows (run_id String, trace_id String, seq Int64, "
             "span_id String, kind String, name String, role String, content Nullable(String), "
-            "turn_index Int64, version UInt64) "
+            "turn_index Int64, version UInt64, batch_id String) "
             "ENGINE = ReplacingMergeTree(version) ORDER BY (run_id, trace_id, seq, span_id)"
         )
         self.sql(
             f"CREATE TABLE {database}.traces_rows (run_id String, step_number Int64 DEFAULT -1, "
-            "trace_id String, root_span_id String, status String, messages Int64, version UInt64) "
-            "ENGINE = ReplacingMergeTree(version) "
+            "trace_id String, root_span_id String, status String, messages Int64, version UInt64, "
+            "batch_id String) ENGINE = ReplacingMergeTree(version) "
             "ORDER BY (run_id, step_number, trace_id, root_span_id)"
         )
         self.sql(
             f"CREATE TABLE {database}.entity_metadata_rows (entity_type String, key String, "
-            "run_id String, entity_id String, value String, version UInt64) "
+            "run_id String, entity_id String, value String, version UInt64, batch_id String) "
             "ENGINE = ReplacingMergeTree(version) ORDER BY (entity_type, key, run_id, entity_id)"
         )
         self.sql(
             f"CREATE TABLE {database}.trace_tags_rows (tag String, run_id String, "
-            "trace_id String) ENGINE = ReplacingMergeTree ORDER BY (tag, run_id, trace_id)"
+            "trace_id String, batch_id String) "
+            "ENGINE = ReplacingMergeTree ORDER BY (tag, run_id, trace_id)"
         )
         self.sql(
             f"CREATE TABLE {database}.scores_rows (run_id String, grader_name String, "
             "step_number Int64 DEFAULT -1, trace_id String, span_id String, "
-            "score Nullable(Float64)) ENGINE = ReplacingMergeTree "
+            "score Nullable(Float64), batch_id String) ENGINE = ReplacingMergeTree "
             "ORDER BY (run_id, grader_name, step_number, trace_id, span_id)"
         )
 

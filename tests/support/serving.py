@@ -7,6 +7,7 @@ import http.client
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,8 +49,35 @@ class Service:
         assert status == 200, (status, body)
         return json.loads(body)
 
+    def metric(self, name: str) -> float:
+        """One metric without labels."""
+        status, text = self.request("GET", "/metrics")
+        assert status == 200
+        found = re.search(rf"^{name} (\S+)$", text.decode(), re.MULTILINE)
+        assert found is not None, text
+        return float(found[1])
+
     def connection(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=_LIMIT)
+
+    def send(self, data: bytes, *, end: bool = False) -> bytes:
+        """Whatever comes back for these very bytes until the connection is closed.
+
+        Args:
+            data: sent as they are.
+            end: whether to say then that nothing more will come.
+        """
+        with socket.create_connection(("127.0.0.1", self.port), _LIMIT) as client:
+            answer = b""
+            # It may be refused, and the connection closed, while it is being sent.
+            with contextlib.suppress(ConnectionError):
+                client.sendall(data)
+                if end:
+                    client.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionError):
+                while chunk := client.recv(1 << 16):
+                    answer += chunk
+            return answer
 
     @contextlib.contextmanager
     def live(self, query: str = "", last_event_id: int | None = None) -> Iterator[Events]:

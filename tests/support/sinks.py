@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 
+from caribou.sinks._clickhouse_sink import ClickHouseSink
 from caribou.sinks.base import Batch, Retry, SinkError
 from caribou.sinks.clickhouse_http import ClickHouseHTTP
+from caribou.sinks.clickhouse_native import ClickHouseNative
 from support.servers import DoorServer
 
 
 @asynccontextmanager
-async def open_sink(url: str, database: str, **options: Any) -> AsyncIterator[ClickHouseHTTP]:
-    sink = ClickHouseHTTP(url, database=database, **options)
+async def open_sink(url: str, database: str, **options: Any) -> AsyncIterator[ClickHouseSink[Any]]:
+    """The sink that the URL asks for."""
+    make: Any = ClickHouseNative if url.startswith("clickhouse") else ClickHouseHTTP
+    sink: ClickHouseSink[Any] = make(url, database=database, **options)
+    sink.load()
     try:
         yield sink
     finally:
@@ -34,7 +39,7 @@ async def off_loop(function: Callable[..., Any], *arguments: Any, **named: Any) 
     return await asyncio.to_thread(function, *arguments, **named)
 
 
-async def settled(sink: ClickHouseHTTP, batch: Batch) -> bool:
+async def settled(sink: ClickHouseSink[Any], batch: Batch) -> bool:
     """The answer of ``confirm`` once no insert of the batch runs any more."""
     while True:
         try:

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from . import models as models
-from .blocking import BlockingKestrelClient, BlockingPages
+from ._filters import TraceFilters
+from ._live import LiveStream
+from .blocking import BlockingKestrelClient, BlockingLiveStream, BlockingPages
 from .client import KestrelClient, Pages
 
-__all__ = ["BlockingKestrelClient", "BlockingPages", "KestrelClient", "Pages", "models"]
+__all__ = [
+    "BlockingKestrelClient",
+    "BlockingLiveStream",
+    "BlockingPages",
+    "KestrelClient",
+    "LiveStream",
+    "Pages",
+    "TraceFilters",
+    "models",
+]

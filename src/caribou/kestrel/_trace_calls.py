@@ -1,15 +1,25 @@
-"""Finding rollouts: their summaries, and the records of one."""
+"""Finding rollouts: their summaries, the records of one, and what charts show of many."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Literal
+from typing import Literal, Unpack
 
 from ._calls import Calls
-from ._encoding import query, segment, tag_list
+from ._encoding import query, segment
+from ._filters import TraceFilters, filters_of
+from ._live import LiveStream
 from ._pages import Pages
-from .models import Phase, Span, Trace
+from .models import (
+    ModelUse,
+    Page,
+    PassK,
+    Phase,
+    ScoreDistribution,
+    Span,
+    StepSummary,
+    ToolUse,
+    Trace,
+)
 
 __all__ = ["TraceCalls", "TraceSort"]
 
@@ -35,83 +45,18 @@ class TraceCalls(Calls):
     def list_traces(
         self,
         *,
-        project: str | None = None,
-        run_id: str | None = None,
-        step_number: int | None = None,
-        step_min: int | None = None,
-        step_max: int | None = None,
-        phase: Phase | None = None,
-        status: str | None = None,
-        tags: Sequence[str] = (),
-        meta: Mapping[str, str | float] | None = None,
-        meta_min: Mapping[str, float] | None = None,
-        meta_max: Mapping[str, float] | None = None,
-        score_min: float | None = None,
-        score_max: float | None = None,
-        grader_name: str | None = None,
-        model_name: str | None = None,
-        env_name: str | None = None,
-        datapoint_id: str | None = None,
-        text: str | None = None,
-        start_min: datetime | None = None,
-        start_max: datetime | None = None,
         sort: TraceSort = "-start_time",
         page_size: int = 100,
+        **filters: Unpack[TraceFilters],
     ) -> Pages[Trace]:
-        """Summaries of the rollouts to which all that is given applies.
+        """Summaries of rollouts.
 
         Args:
-            project: its run belongs to the project of this name.
-            run_id: it belongs to this run.
-            step_number: it belongs to this step.
-            step_min: to this step or a later one.
-            step_max: to this step or an earlier one.
-            phase: ``"train"``, ``"eval"`` or ``"prod"``.
-            status: the name of a :class:`caribou.RolloutStatus`.
-            tags: it has all of them.
-            meta: its metadata have these values.
-            meta_min: its metadata are numbers, at least these.
-            meta_max: its metadata are numbers, at most these.
-            score_min: it was scored, at least so.
-            score_max: it was scored, at most so.
-            grader_name: its grader.
-            model_name: its model.
-            env_name: its environment.
-            datapoint_id: its input.
-            text: the content of a record of it holds this.
-            start_min: it began then or later; a time with its zone.
-            start_max: it began then or earlier; a time with its zone.
             sort: a column to sort by, with a minus for the largest first.
             page_size: how many are asked for at once, up to 1000.
+            **filters: which rollouts, as :class:`TraceFilters` tells.
         """
-        call = "list_traces()"
-        wanted = query(
-            call,
-            project=project,
-            run_id=run_id,
-            step_number=step_number,
-            step_min=step_min,
-            step_max=step_max,
-            phase=phase,
-            status=status,
-            score_min=score_min,
-            score_max=score_max,
-            grader_name=grader_name,
-            model_name=model_name,
-            env_name=env_name,
-            datapoint_id=datapoint_id,
-            text=text,
-            start_min=start_min,
-            start_max=start_max,
-            sort=sort,
-            limit=page_size,
-            **{f"meta.{key}": value for key, value in (meta or {}).items()},
-            **{f"meta.{key}.min": value for key, value in (meta_min or {}).items()},
-            **{f"meta.{key}.max": value for key, value in (meta_max or {}).items()},
-        )
-        found = tag_list(call, tags)
-        if found:
-            wanted["tag"] = found
+        wanted = filters_of("list_traces()", filters, sort=sort, limit=page_size)
         return self._pages("/traces", Trace, wanted)
 
     def list_spans(self, trace_id: str, *, page_size: int = 100) -> Pages[Span]:
@@ -119,3 +64,83 @@ class TraceCalls(Calls):
         part = segment("list_spans()", "trace_id", trace_id)
         wanted = query("list_spans()", limit=page_size)
         return self._pages(f"/traces/{part}/spans", Span, wanted)
+
+    # Aggregates
+
+    async def aggregate_steps(self, **filters: Unpack[TraceFilters]) -> list[StepSummary]:
+        """Score, tokens, cost, duration and outcomes by step; rollouts of no step come first.
+
+        Args:
+            **filters: of which rollouts, as :class:`TraceFilters` tells.
+        """
+        wanted = filters_of("aggregate_steps()", filters)
+        return (await self._get("/aggregates/steps", Page[StepSummary], wanted)).items
+
+    async def aggregate_scores(
+        self, *, bins: int = 20, **filters: Unpack[TraceFilters]
+    ) -> ScoreDistribution:
+        """How scores spread.
+
+        Args:
+            bins: into how many equal parts 0 to 1 is cut, up to 1000.
+            **filters: of which rollouts, as :class:`TraceFilters` tells.
+        """
+        wanted = filters_of("aggregate_scores()", filters, bins=bins)
+        return await self._get("/aggregates/scores", ScoreDistribution, wanted)
+
+    async def aggregate_tools(
+        self, *, limit: int = 100, **filters: Unpack[TraceFilters]
+    ) -> list[ToolUse]:
+        """Tools, the slowest first.
+
+        Args:
+            limit: of how many tools, up to 1000.
+            **filters: in which rollouts, as :class:`TraceFilters` tells.
+        """
+        wanted = filters_of("aggregate_tools()", filters, limit=limit)
+        return (await self._get("/aggregates/tools", Page[ToolUse], wanted)).items
+
+    async def aggregate_models(
+        self, *, limit: int = 100, **filters: Unpack[TraceFilters]
+    ) -> list[ModelUse]:
+        """Tokens and cost by model, the dearest first.
+
+        Args:
+            limit: of how many models, up to 1000.
+            **filters: in which rollouts, as :class:`TraceFilters` tells.
+        """
+        wanted = filters_of("aggregate_models()", filters, limit=limit)
+        return (await self._get("/aggregates/models", Page[ModelUse], wanted)).items
+
+    async def aggregate_pass_k(self, *, k: int = 4, **filters: Unpack[TraceFilters]) -> PassK:
+        """pass^1 to pass^k over the datapoints of rollouts.
+
+        Args:
+            k: the largest number of trials that are all to pass, up to 100.
+            **filters: of which rollouts, as :class:`TraceFilters` tells.
+        """
+        wanted = filters_of("aggregate_pass_k()", filters, k=k)
+        return await self._get("/aggregates/pass_k", PassK, wanted)
+
+    # The live stream
+
+    def live(
+        self,
+        *,
+        run_id: str | None = None,
+        trace_id: str | None = None,
+        phase: Phase | None = None,
+        spans: bool = True,
+        last_event_id: str | None = None,
+    ) -> LiveStream:
+        """Rollouts as they start, grow and finish.
+
+        Args:
+            run_id: of this run only.
+            trace_id: of this trace only.
+            phase: of this phase only.
+            spans: whether to tell of their records too.
+            last_event_id: go on where another stream was, up to an hour back; now without it.
+        """
+        wanted = query("live()", run_id=run_id, trace_id=trace_id, phase=phase, spans=spans)
+        return LiveStream(self._transport, wanted, last_event_id)

@@ -6,7 +6,7 @@ httpx and the event loop's side are imported when the first client is made that 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..errors import ConfigurationError, InvalidValue, KestrelError, MissingExtra
@@ -101,45 +101,99 @@ class Transport:
             ConfigurationError: there is no URL.
             KestrelError: it was refused, or there was no answer in time.
         """
-        if self._base is None:
-            raise ConfigurationError(
-                "Kestrel is not configured: set KESTREL_API_URL, or configure(kestrel_api_url=...)"
-            )
+        base = self._configured()
         headers = {"Accept": "application/json"}
         if body is not None:
             headers["Content-Type"] = "application/json"
         if method == "POST":
             headers["Idempotency-Key"] = os.urandom(16).hex()
-        import anyio
+
+        def build(http: httpx.AsyncClient) -> httpx.Request:
+            return http.build_request(
+                method, base + path, params=query, content=body, headers=headers
+            )
 
         async with (await self._session()).places:
-            give_up = anyio.current_time() + self._timeout
-            for attempt in range(self._retries + 1):
-                # Looked up again: somebody may have closed the connections in between.
-                http = (await self._session()).http
-                request = http.build_request(
-                    method, self._base + path, params=query, content=body, headers=headers
-                )
-                answer = await self._try(http, request, give_up)
-                if isinstance(answer, bytes):
-                    return answer
-                pause = _pause(attempt) if answer.pause is None else answer.pause
-                in_time = anyio.current_time() + pause < give_up
-                if answer.final or attempt == self._retries or not in_time:
-                    raise answer.error
-                await anyio.sleep(pause)
-        raise AssertionError("the last attempt returns or raises")
+            answer = await self._answer(build, attempts=self._retries + 1)
+            return answer.content
+
+    async def stream(
+        self,
+        path: str,
+        *,
+        query: Mapping[str, str | Sequence[str]],
+        headers: Mapping[str, str],
+        silence: float,
+        again: bool,
+    ) -> httpx.Response:
+        """Begin to read an answer that has no end; whoever asks closes it.
+
+        Args:
+            path: below the API's.
+            query: parameters.
+            headers: beyond those of every request.
+            silence: seconds without a byte, after which reading fails.
+            again: it was read before, and the service may be starting: try until the deadline.
+
+        Raises:
+            ConfigurationError: there is no URL.
+            KestrelError: it was refused, or there was no answer in time.
+        """
+        url = self._configured() + path
+        import httpx
+
+        timeout = httpx.Timeout(None, connect=_CONNECT, read=silence)
+
+        def build(http: httpx.AsyncClient) -> httpx.Request:
+            return http.build_request("GET", url, params=query, headers=headers, timeout=timeout)
+
+        attempts = None if again else self._retries + 1
+        return await self._answer(build, attempts=attempts, stream=True)
+
+    def _configured(self) -> str:
+        if self._base is None:
+            raise ConfigurationError(
+                "Kestrel is not configured: set KESTREL_API_URL, or configure(kestrel_api_url=...)"
+            )
+        return self._base
+
+    async def _answer(
+        self,
+        build: Callable[[httpx.AsyncClient], httpx.Request],
+        *,
+        attempts: int | None,
+        stream: bool = False,
+    ) -> httpx.Response:
+        """The first success of ``attempts``, or of as many as there is time for."""
+        import anyio
+
+        give_up = anyio.current_time() + self._timeout
+        attempt = 0
+        while True:
+            # Looked up again: somebody may have closed the connections in between.
+            http = (await self._session()).http
+            answer = await self._try(http, build(http), give_up, stream=stream)
+            if not isinstance(answer, _Failure):
+                return answer
+            pause = _pause(attempt) if answer.pause is None else answer.pause
+            attempt += 1
+            in_time = anyio.current_time() + pause < give_up
+            if answer.final or attempt == attempts or not in_time:
+                raise answer.error
+            await anyio.sleep(pause)
 
     async def _try(
-        self, http: httpx.AsyncClient, request: httpx.Request, give_up: float
-    ) -> bytes | _Failure:
+        self, http: httpx.AsyncClient, request: httpx.Request, give_up: float, *, stream: bool
+    ) -> httpx.Response | _Failure:
         import anyio
         import httpx
 
         asked = f"{request.method} {request.url.copy_with(query=None)}"
         try:
             with anyio.fail_after(give_up - anyio.current_time()):
-                answer = await http.send(request)
+                answer = await http.send(request, stream=stream)
+                if not answer.is_success:
+                    await answer.aread()
         except TimeoutError:
             error = KestrelError(f"{asked}: no answer within {self._timeout:g} seconds")
             return _Failure(error, final=True)
@@ -149,7 +203,7 @@ class Transport:
             hopeless = (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.DecodingError)
             return _Failure(error, final=isinstance(problem, hopeless))
         if answer.is_success:
-            return answer.content
+            return answer
         location = answer.headers.get("Location")
         error = refusal(asked, answer.status_code, answer.content, location)
         pause = _retry_after(answer.headers.get("Retry-After"))
@@ -173,7 +227,8 @@ class Transport:
             verify=True if self._tls is None else self._tls,
             # How long all of it may take is up to the deadline.
             timeout=httpx.Timeout(None, connect=_CONNECT),
-            limits=httpx.Limits(max_connections=_AT_ONCE, max_keepalive_connections=_AT_ONCE),
+            # Places bound the calls; streams, which keep theirs, are the caller's to bound.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=_AT_ONCE),
         )
         keeper = self._keep(loop, http)
         session = _Session(http, anyio.Semaphore(_AT_ONCE), keeper)

@@ -10,14 +10,20 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import lru_cache, wraps
 from itertools import islice
 from types import TracebackType
-from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar
 
 from ._background import run
+from ._live import LiveStream
 from ._pages import Pages
 from .client import KestrelClient, shared_client
-from .models import LARGEST_BATCH, DatapointItem, Page, StepItem
+from .models import LARGEST_BATCH, DatapointItem, LiveEvent, Page, StepItem
 
-__all__ = ["BlockingKestrelClient", "BlockingPages", "shared_blocking_client"]
+__all__ = [
+    "BlockingKestrelClient",
+    "BlockingLiveStream",
+    "BlockingPages",
+    "shared_blocking_client",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,6 +74,58 @@ def _lists(
         return BlockingPages(method(self.asynchronous, *args, **kwargs))
 
     return call
+
+
+def _follows(
+    method: Callable[Concatenate[KestrelClient, P], LiveStream],
+) -> Callable[Concatenate[BlockingKestrelClient, P], BlockingLiveStream]:
+    @wraps(method)
+    def call(
+        self: BlockingKestrelClient, /, *args: P.args, **kwargs: P.kwargs
+    ) -> BlockingLiveStream:
+        return BlockingLiveStream(method(self.asynchronous, *args, **kwargs))
+
+    return call
+
+
+class BlockingLiveStream:
+    """What rollouts do as they do it, as :class:`LiveStream`: ``for event in stream``.
+
+    ``close()``, which any thread may call, ends it; so does a ``with`` around it.
+    """
+
+    def __init__(self, stream: LiveStream) -> None:
+        self._stream = stream
+
+    @property
+    def last_event_id(self) -> str | None:
+        """Where to go on after the last event that was taken; None before it is known."""
+        return self._stream.last_event_id
+
+    def __enter__(self) -> Self:
+        run(self._stream.__aenter__())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> LiveEvent:
+        event = run(self._stream.next())
+        if event is None:
+            raise StopIteration
+        return event
+
+    def close(self) -> None:
+        """End it, also for a thread that waits for its next event."""
+        run(self._stream.aclose())
 
 
 class BlockingKestrelClient:
@@ -126,6 +184,14 @@ class BlockingKestrelClient:
     get_trace: Final = _calls(KestrelClient.get_trace)
     list_traces: Final = _lists(KestrelClient.list_traces)
     list_spans: Final = _lists(KestrelClient.list_spans)
+
+    aggregate_steps: Final = _calls(KestrelClient.aggregate_steps)
+    aggregate_scores: Final = _calls(KestrelClient.aggregate_scores)
+    aggregate_tools: Final = _calls(KestrelClient.aggregate_tools)
+    aggregate_models: Final = _calls(KestrelClient.aggregate_models)
+    aggregate_pass_k: Final = _calls(KestrelClient.aggregate_pass_k)
+
+    live: Final = _follows(KestrelClient.live)
 
     # What is iterated over is the caller's, so it is in the caller's thread.
 

@@ -10,6 +10,16 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from ._chart_models import (
+    ModelUse,
+    PassK,
+    ScoreBin,
+    ScoreDistribution,
+    StepSummary,
+    ToolUse,
+)
+from ._live_models import LiveEvent, LiveGap, LiveSpan, LiveTrace
+
 __all__ = [
     "LARGEST_BATCH",
     "LONGEST_ID",
@@ -19,9 +29,15 @@ __all__ = [
     "DatapointBatch",
     "DatapointItem",
     "DatapointUpsert",
+    "LiveEvent",
+    "LiveGap",
+    "LiveSpan",
+    "LiveTrace",
+    "ModelUse",
     "NewProject",
     "NewRun",
     "Page",
+    "PassK",
     "Phase",
     "Project",
     "Registered",
@@ -30,10 +46,14 @@ __all__ = [
     "RunRegistration",
     "RunStep",
     "RunToGet",
+    "ScoreBin",
+    "ScoreDistribution",
     "Span",
     "StepBatch",
     "StepItem",
+    "StepSummary",
     "StepUpsert",
+    "ToolUse",
     "Trace",
 ]
 

@@ -60,11 +60,13 @@ CREATE TABLE IF NOT EXISTS {database}.spans_rows{on_cluster}
     INDEX by_trace trace_id TYPE bloom_filter(0.01) GRANULARITY 1,
     INDEX by_batch batch_id TYPE bloom_filter(0.01) GRANULARITY 1,
     INDEX by_ingested ingested_at TYPE minmax GRANULARITY 1,
-    INDEX content_tokens lower(ifNull(content, '')) TYPE tokenbf_v1(32768, 3, 0) GRANULARITY 1
+    INDEX content_tokens lower(ifNull(content, '')) TYPE {text_index}
 )
 ENGINE = {replicated}ReplacingMergeTree(version)
 PARTITION BY toYYYYMM(start_time)
-ORDER BY (run_id, trace_id, seq, span_id);
+ORDER BY (run_id, trace_id, seq, span_id)
+-- A month that nothing is added to any more becomes one part, which FINAL reads as it is.
+SETTINGS min_age_to_force_merge_seconds = 3600, min_age_to_force_merge_on_partition_only = 1;
 
 CREATE TABLE IF NOT EXISTS {database}.traces_rows{on_cluster}
 (
@@ -105,7 +107,8 @@ ENGINE = {replicated}ReplacingMergeTree(version)
 PARTITION BY toYYYYMM(start_time)
 ORDER BY (run_id, step_number, trace_id, root_span_id)
 -- A page of traces is rows from all over the table: small pieces make it a quarter of the reading.
-SETTINGS index_granularity = 512, min_compress_block_size = 8192, max_compress_block_size = 65536;
+SETTINGS index_granularity = 512, min_compress_block_size = 8192, max_compress_block_size = 65536,
+    min_age_to_force_merge_seconds = 3600, min_age_to_force_merge_on_partition_only = 1;
 
 CREATE TABLE IF NOT EXISTS {database}.entity_metadata_rows{on_cluster}
 (

@@ -23,6 +23,11 @@ CREATE TABLE IF NOT EXISTS {database}.schema_migrations{on_cluster}
 ENGINE = {replicated}ReplacingMergeTree
 ORDER BY version"""
 
+# Finds words and parts of words; servers older than 26.2 have an index of whole words at most.
+_TEXT_INDEX = "text(tokenizer = 'splitByNonAlpha')"
+_OLDER_TEXT_INDEX = "tokenbf_v1(32768, 3, 0) GRANULARITY 1"
+_HAS_TEXT_INDEX = (26, 2)
+
 
 def _fill(sql: str, database: str, cluster: str | None, replicated: bool) -> str:
     if not database or "\0" in database:
@@ -60,12 +65,15 @@ def _steps(
     )
     if not set(ALL_TABLES).issubset(answer.decode().split()):
         applied.clear()  # somebody dropped a table; every statement may be run again
+    answer = yield "SELECT version() FORMAT TSV"
+    release = tuple(int(part) for part in answer.split(b".")[:2])
+    text_index = _TEXT_INDEX if release >= _HAS_TEXT_INDEX else _OLDER_TEXT_INDEX
     done: list[str] = []
     for number, name, sql in scripts():
         if number in applied:
             continue
         # Not "yield from": a list cannot be sent the results.
-        for statement in _statements(fill(sql)):  # noqa: UP028
+        for statement in _statements(fill(sql.replace("{text_index}", text_index))):  # noqa: UP028
             yield statement
         yield fill(_record(number, name))
         done.append(name)
@@ -75,7 +83,8 @@ def _steps(
 def _record(number: int, name: str) -> str:
     return (
         "INSERT INTO {database}.schema_migrations (version, name) "
-        f"VALUES ({number}, {quote_text(name)})"
+        # Not VALUES: over the native protocol their data would have to come apart.
+        f"SELECT {number}, {quote_text(name)}"
     )
 
 
@@ -132,10 +141,12 @@ def migrate_sync(execute: Callable[[str], bytes], *, database: str) -> list[str]
 def render(database: str, cluster: str | None = None, replicated: bool = False) -> list[str]:
     """Every statement that makes the schema from nothing, in order, for people to run themselves.
 
+    They are for ClickHouse 26.2 and newer; see docs/deployment.md for the index of older ones.
+
     Raises:
         ConfigurationError: the database name cannot be one.
     """
     parts = ["CREATE DATABASE IF NOT EXISTS {database}{on_cluster}", _APPLIED]
     for number, name, sql in scripts():
-        parts += [*_statements(sql), _record(number, name)]
+        parts += [*_statements(sql.replace("{text_index}", _TEXT_INDEX)), _record(number, name)]
     return [_fill(part, database, cluster, replicated) for part in parts]

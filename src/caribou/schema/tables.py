@@ -6,6 +6,7 @@ from them, so that the two cannot drift apart.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,14 +101,18 @@ def parameter(value: str | int | float | Sequence[str] | None) -> str:
     return str(value)
 
 
-def scripts() -> list[tuple[int, str, str]]:
-    """Every migration in order: its number, its name and its SQL with placeholders."""
+@functools.cache
+def scripts() -> tuple[tuple[int, str, str], ...]:
+    """Every migration in order: its number, its name and its SQL with placeholders.
+
+    Read when this module is imported, and never in an event loop.
+    """
     found = [
         (int(entry.name[:4]), entry.name.removesuffix(".sql"), entry.read_text("utf-8"))
         for entry in files("caribou.schema").iterdir()
         if entry.name.endswith(".sql")
     ]
-    return sorted(found)
+    return tuple(sorted(found))
 
 
 def _parse(sql: str) -> dict[str, Table]:

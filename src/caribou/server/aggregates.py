@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from msgspec import Struct
-
+from ..kestrel.models import (
+    ModelUse,
+    PassK,
+    ScoreBin,
+    ScoreDistribution,
+    StepSummary,
+    ToolUse,
+)
 from .backend import Backend
-from .traces import Selection
+from .selection import Selection
 
-__all__ = [
-    "ModelUse",
-    "PassK",
-    "ScoreBin",
-    "ScoreDistribution",
-    "StepSummary",
-    "ToolUse",
-    "models",
-    "pass_k",
-    "scores",
-    "steps",
-    "tools",
-]
+__all__ = ["models", "pass_k", "scores", "steps", "tools"]
 
 # A row never changes its month, so months are merged apart from each other.
 _SETTINGS: Final = "SETTINGS do_not_merge_across_partitions_select_final = 1"
@@ -54,7 +48,7 @@ _TOOLS: Final = """
 SELECT tool_name, count() AS calls, countIf(status = 'ERROR') AS errors,
     avg(duration_ms) AS mean_duration_ms, quantile(0.5)(duration_ms) AS p50_duration_ms,
     quantile(0.95)(duration_ms) AS p95_duration_ms, max(duration_ms) AS max_duration_ms
-FROM spans_rows FINAL WHERE kind = 'tool' AND {where}
+FROM spans_rows FINAL PREWHERE kind = 'tool' AND {where}
 GROUP BY tool_name ORDER BY p95_duration_ms DESC NULLS LAST, tool_name LIMIT {limit:UInt64}
 """
 
@@ -69,85 +63,22 @@ WHERE {where} GROUP BY model ORDER BY cost_usd DESC, model LIMIT {limit:UInt64}
 """
 
 _PASS_K: Final = """
-SELECT k, avg(arrayProduct(arrayMap(i -> (solved - i) / (trials - i), range(k)))) AS pass
+SELECT k, sum(alike) AS datapoints,
+    sum(alike * arrayProduct(arrayMap(i -> (solved - i) / (trials - i), range(k)))) / datapoints
+        AS pass
 FROM
 (
-    SELECT count() AS trials, countIf(score >= 1) AS solved
-    FROM traces_rows FINAL WHERE {where} GROUP BY run_id, datapoint_id
+    SELECT trials, solved, count() AS alike
+    FROM
+    (
+        SELECT count() AS trials, countIf(score >= 1) AS solved
+        FROM traces_rows FINAL WHERE {where} GROUP BY run_id, datapoint_id
+    )
+    GROUP BY trials, solved
 )
-ARRAY JOIN arrayMap(i -> i + 1, range({k:UInt64})) AS k
-WHERE k <= trials GROUP BY k ORDER BY k
+ARRAY JOIN arrayMap(i -> i + 1, range(least({k:UInt64}, trials))) AS k
+GROUP BY k ORDER BY k
 """
-_DATAPOINTS: Final = """
-SELECT uniqExact(run_id, datapoint_id) AS datapoints FROM traces_rows FINAL WHERE {where}
-"""
-
-
-class StepSummary(Struct, frozen=True, kw_only=True):
-    """The traces of one step; means are None where there is nothing to average."""
-
-    step_number: int | None
-    traces: int
-    mean_score: float | None
-    score_count: int
-    input_tokens: int
-    output_tokens: int
-    cost_usd: float
-    mean_duration_ms: float | None
-    statuses: dict[str, int]
-
-
-class ScoreBin(Struct, frozen=True, kw_only=True):
-    """Traces with a score from ``low`` up to, and without, ``high``; the last has it with."""
-
-    low: float
-    high: float
-    traces: int
-
-
-class ScoreDistribution(Struct, frozen=True, kw_only=True):
-    """How scores spread from 0 to 1."""
-
-    items: list[ScoreBin]
-    scored: int
-    unscored: int
-    mean_score: float | None
-
-
-class ToolUse(Struct, frozen=True, kw_only=True):
-    """Executions of one tool; durations are None where none was logged."""
-
-    tool_name: str
-    calls: int
-    errors: int
-    mean_duration_ms: float | None
-    p50_duration_ms: float | None
-    p95_duration_ms: float | None
-    max_duration_ms: float | None
-
-
-class ModelUse(Struct, frozen=True, kw_only=True):
-    """Tokens and cost of one model, over all traces that used it."""
-
-    model: str
-    traces: int
-    input_tokens: int
-    output_tokens: int
-    cache_read_tokens: int
-    cache_write_tokens: int
-    reasoning_tokens: int
-    cost_usd: float
-
-
-class PassK(Struct, frozen=True, kw_only=True):
-    """The chance that k of k trials of a datapoint all pass: ``pass_k[k - 1]``.
-
-    Averaged over the datapoints of at least k trials; the list ends where no datapoint has more.
-    A trial passes with a score of 1. ``datapoints`` counts all, the same one in two runs twice.
-    """
-
-    datapoints: int
-    pass_k: list[float]
 
 
 def _fill(sql: str, where: str) -> str:
@@ -216,7 +147,7 @@ async def models(backend: Backend, selection: Selection, limit: int) -> list[Mod
 
 async def pass_k(backend: Backend, selection: Selection, k: int) -> PassK:
     """pass^1 to pass^``k`` over the datapoints of the traces."""
-    where = selection.where()
-    counted = await backend.rows(_fill(_DATAPOINTS, where), selection.values)
-    rows = await backend.rows(_fill(_PASS_K, where), {**selection.values, "k": k})
-    return PassK(datapoints=counted[0]["datapoints"], pass_k=[row["pass"] for row in rows])
+    rows = await backend.rows(_fill(_PASS_K, selection.where()), {**selection.values, "k": k})
+    # Each has at least one trial.
+    datapoints = rows[0]["datapoints"] if rows else 0
+    return PassK(datapoints=datapoints, pass_k=[row["pass"] for row in rows])

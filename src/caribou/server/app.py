@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 from typing import Any, Final
 
 import msgspec
@@ -14,7 +15,7 @@ from . import routes_live, routes_registry, routes_traces
 from .backend import Backend
 from .openapi import describe
 from .parameters import read_call
-from .problems import Problem, problems_middleware
+from .problems import Problem, problems_middleware, secure
 from .routing import Call, Route
 
 __all__ = ["API", "BACKEND", "DOCUMENT", "ROUTES", "create_app"]
@@ -40,18 +41,7 @@ ROUTES: Final[tuple[Route, ...]] = (
 DOCUMENT: Final = describe(ROUTES, API)
 """The OpenAPI document."""
 
-# Pages load their script, style and data from here and nothing from anywhere else.
-_HEADERS: Final = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
+_PART: Final = re.compile(r"\{(\w+)\}")
 _LONGEST_QUERY: Final = 8192  # characters
 
 
@@ -72,7 +62,11 @@ def create_app(
     app[BACKEND] = backend
     app.on_response_prepare.append(_secure)
     for route in ROUTES:
-        app.router.add_route(route.method, API + route.path, _serve(route))
+        # An id may hold braces, which aiohttp would not have in a part of a path.
+        path = API + _PART.sub(r"{\1:[^/]+}", route.path)
+        # As HTTP has it, what answers GET answers HEAD.
+        for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+            app.router.add_route(method, path, _serve(route))
     return app
 
 
@@ -94,9 +88,11 @@ def _key_check(api_key: str | None) -> Middleware:
     @web.middleware
     async def check(request: web.Request, handler: Next) -> web.StreamResponse:
         if expected is not None and request.path.startswith(f"{API}/"):
-            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+            # With two of them whoever stands in front may have looked at the other.
+            sent = request.headers.getall("Authorization", [""])
+            scheme, _, given = sent[0].partition(" ")
             same = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), expected)
-            if scheme.lower() != "bearer" or not same:
+            if len(sent) > 1 or scheme.lower() != "bearer" or not same:
                 raise Problem(
                     401,
                     "the API key is missing or wrong",
@@ -121,7 +117,5 @@ async def _limits(request: web.Request, handler: Next) -> web.StreamResponse:
     return await handler(request)
 
 
-async def _secure(request: web.Request, response: web.StreamResponse) -> None:
-    for name, value in _HEADERS.items():
-        response.headers.setdefault(name, value)
-    response.headers["Server"] = "kestrel"
+async def _secure(_: web.Request, response: web.StreamResponse) -> None:
+    secure(response)

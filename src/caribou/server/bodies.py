@@ -9,12 +9,14 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from .problems import Problem
 
-__all__ = ["read_body"]
+__all__ = ["read_body", "undecodable"]
 
 _SECONDS: Final = 30.0  # for a body to arrive
+_CODINGS: Final = ("gzip", "deflate")
 _PLACE: Final = re.compile(r"(.*?)(?: - at `(?:key in )?\$\.?(.*)`)?", re.DOTALL)
 _STEP: Final = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 _NAMED: Final = re.compile(r"(required|unknown) field `(.*)`", re.DOTALL)
@@ -25,8 +27,11 @@ async def read_body(request: web.Request, expected: Any) -> Any:
     """The body as the msgspec type ``expected``.
 
     Raises:
-        Problem: it is not JSON, does not fit, or did not come in time.
+        Problem: it is not JSON, does not fit, is too large, or did not come in time.
     """
+    coding = request.headers.get("Content-Encoding", "identity").lower()
+    if coding not in (*_CODINGS, "identity"):
+        raise undecodable(coding)
     if request.content_type != "application/json":
         raise Problem(
             415,
@@ -35,6 +40,9 @@ async def read_body(request: web.Request, expected: Any) -> Any:
             given=request.headers.get("Content-Type", ""),
             allowed="application/json",
         )
+    if (request.content_length or 0) > request.client_max_size:
+        # Said before it is sent. What is longer than was said is found out while it is read.
+        raise web.HTTPRequestEntityTooLarge(request.client_max_size, request.content_length or 0)
     try:
         async with asyncio.timeout(_SECONDS):
             raw = await request.read()
@@ -42,6 +50,10 @@ async def read_body(request: web.Request, expected: Any) -> Any:
         raise Problem(
             408, "the body did not arrive in time", allowed=f"within {_SECONDS:g} seconds"
         ) from None
+    except web.RequestPayloadError:
+        if coding != "identity":
+            raise undecodable(coding) from None
+        raise Problem(400, "the body is not sent as HTTP/1.1 has it") from None
     try:
         return msgspec.json.decode(raw, type=expected)
     except msgspec.ValidationError as error:
@@ -50,6 +62,18 @@ async def read_body(request: web.Request, expected: Any) -> Any:
         raise _not_json("it is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _not_json(str(error)) from None
+
+
+def undecodable(given: str | UnsetType = UNSET) -> Problem:
+    """The refusal of a body whose coding is not known here, or is not what its header says."""
+    return Problem(
+        415,
+        "the body cannot be decoded",
+        field="Content-Encoding",
+        given=given,
+        allowed=list(_CODINGS),
+        headers={"Accept-Encoding": ", ".join(_CODINGS)},
+    )
 
 
 def _not_json(reason: str) -> Problem:
@@ -120,5 +144,5 @@ def _value_at(raw: bytes, steps: Sequence[str]) -> Any:
             value = value[int(step) if isinstance(value, list) else step]
     except (msgspec.DecodeError, ValueError, LookupError, TypeError, RecursionError):
         # What comes after the fault may be no JSON; and keys may hold what separates steps.
-        return msgspec.UNSET
+        return UNSET
     return value  # pyright: ignore[reportUnknownVariableType]

@@ -1,4 +1,4 @@
-"""Connections that are held open for nothing."""
+"""Connections: what is said of requests that cannot be read, and which are held for nothing."""
 
 from __future__ import annotations
 
@@ -7,9 +7,58 @@ import time
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError, LineTooLong
 from aiohttp.typedefs import Handler
 
-__all__ = ["Connections"]
+from .bodies import undecodable
+from .problems import Problem, secure
+
+__all__ = ["Connection", "Connections"]
+
+
+class Connection(web.RequestHandler):
+    """Refuses what is no request in the words of all other refusals.
+
+    What such a request holds is neither said back nor logged: it may be a key.
+    """
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """See aiohttp; called for requests that no application gets to see, too."""
+        if not isinstance(exc, HttpProcessingError):
+            # Logs it, and ends the connection where a part of an answer was sent.
+            super().handle_error(request, status, exc, message)
+            problem = Problem(status, "the service failed; its log says why")
+        elif isinstance(exc, LineTooLong):
+            problem = Problem(
+                431,
+                "the first line or a header of the request is too long",
+                allowed=f"{self.max_line_size} bytes in the first line,"
+                f" {self.max_field_size} in a header",
+            )
+        elif isinstance(exc, ContentEncodingError):
+            problem = undecodable()
+        else:
+            problem = Problem(
+                400, "this is no request as HTTP/1.1 has it", hint="speak HTTP, without TLS"
+            )
+        response = problem.response()
+        # No application prepares it.
+        secure(response)
+        response.force_close()
+        return response
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """See aiohttp; what the other side did is nothing for the log."""
+        if not isinstance(kw.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **kw)
 
 
 class Connections:

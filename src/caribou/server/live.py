@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from ..errors import StoreError
+from ..kestrel.models import LiveSpan, LiveTrace
 from .backend import Backend, Row
 
 __all__ = ["Batch", "Filter", "Follower", "Full", "Live"]
@@ -38,19 +39,22 @@ ORDER BY ingested_at
 LIMIT {page:UInt64} WITH TIES
 """
 _POSITION: Final = "toUnixTimestamp64Milli(ingested_at) AS position"
-_TRACE: Final = """
-    trace_id, root_span_id, run_id, phase, nullIf(step_number, -1) AS step_number, datapoint_id,
-    env_name, model_name, grader_name, status, error_type, error_message, start_time, end_time,
-    duration_ms, turns, messages, tool_calls, tool_errors, input_tokens, output_tokens, cost_usd,
-    score, tags, version
-"""
-# Enough to show that and how a rollout grows; what it says in full is one request away.
-_SPAN: Final = """
-    trace_id, span_id, parent_span_id, seq, run_id, phase, nullIf(step_number, -1) AS step_number,
-    datapoint_id, kind, name, status, start_time, end_time, duration_ms, turn_index, intra_index,
-    role, substringUTF8(ifNull(content, ''), 1, 500) AS content_start, tool_name, grader_name,
-    score, late, version
-"""
+# What is not the column of that name.
+_SAID: Final = {
+    "step_number": "nullIf(step_number, -1) AS step_number",
+    # Enough to show how a rollout grows; what it says in full is one request away.
+    "content_start": "substringUTF8(ifNull(content, ''), 1, 500) AS content_start",
+}
+
+
+def _columns(kind: type[msgspec.Struct], *others: str) -> str:
+    """What the fields of ``kind`` are filled with, save ``others``."""
+    names = (name for name in kind.__struct_fields__ if name not in others)
+    return ", ".join(_SAID.get(name, name) for name in names)
+
+
+_TRACE: Final = _columns(LiveTrace, "change", "interrupted")
+_SPAN: Final = _columns(LiveSpan)
 _TRACES: Final = f"SELECT {_POSITION}, {_TRACE} FROM traces_rows {_RANGE}"
 _SPANS: Final = f"SELECT {_POSITION}, {_SPAN} FROM spans_rows {_RANGE}"
 _ENDED: Final = f"""

@@ -1,24 +1,22 @@
-"""Any ClickHouse server or cluster as the service's store, over its HTTP interface."""
+"""Any ClickHouse server or cluster as the service's store, over HTTP or its native protocol."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence, Set
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
 from .._settings import Settings
 from ..errors import StoreError
 from ..schema import migrate, parameter, quote, scripts
+from ..sinks._clickhouse_client import Client, open_client
 from ..sinks._clickhouse_endpoint import Endpoint
 from ..sinks._clickhouse_errors import MISSING_SCHEMA, NoAnswer, ServerError, sink_error
 from ..sinks.base import Misconfigured
 from .backend import Parameters, Row, Unavailable
-
-if TYPE_CHECKING:
-    from ..sinks._clickhouse_http import Client
 
 __all__ = ["RemoteBackend"]
 
@@ -36,6 +34,7 @@ _INSERT: Final = {
     "max_insert_block_size": "1000000000",
     "insert_deduplicate": "0",
 }
+_READ_ONLY: Final = 164
 _CONNECTIONS: Final = 16
 _TIMEOUT: Final = 60.0
 _QUERY_TIMEOUT: Final = 30.0
@@ -144,11 +143,7 @@ class RemoteBackend:
         self, sql: str, settings: Mapping[str, str], body: bytes | None = None
     ) -> bytes:
         if self._client is None:
-            from ..sinks._clickhouse_http import Client
-
-            self._client = Client(
-                self._endpoint, timeout=_TIMEOUT, connect_timeout=5.0, connections=_CONNECTIONS
-            )
+            self._client = open_client(self._endpoint, timeout=_TIMEOUT, connections=_CONNECTIONS)
         try:
             return await self._client.request(sql, settings=settings, body=body)
         except NoAnswer as error:
@@ -156,5 +151,10 @@ class RemoteBackend:
 
 
 def _store_error(error: ServerError) -> StoreError:
-    failure = sink_error(error)
-    return StoreError(failure.reason)
+    if error.code == _READ_ONLY:
+        return StoreError(
+            "the profile of this user (CLICKHOUSE_USER) forbids settings, which every query has:"
+            " with readonly = 2 Kestrel can show what is stored, with 0 it can register:"
+            f" {error.message}"
+        )
+    return StoreError(sink_error(error).reason)

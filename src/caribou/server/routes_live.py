@@ -44,6 +44,8 @@ async def follow_rollouts(call: Call) -> web.StreamResponse:
     live = call.request.app.get(LIVE)
     if live is None:
         raise Problem(503, "this instance has no live stream")
+    if call.request.method == "HEAD":
+        return _stream_response()
     names = ("run_id", "trace_id", "phase", "spans")
     wanted = Filter(**{name: call.query[name] for name in names})
     try:
@@ -62,11 +64,7 @@ async def follow_rollouts(call: Call) -> web.StreamResponse:
 async def _stream(
     request: web.Request, live: Live, follower: Follower, start: int, position: int | None
 ) -> web.StreamResponse:
-    response = web.StreamResponse(
-        # The second keeps proxies from collecting events before they pass them on.
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    )
-    response.content_type = "text/event-stream"
+    response = _stream_response()
     await response.prepare(request)
     parts = [b"retry: 2000\n\n"]
     if position is None:
@@ -89,6 +87,14 @@ async def _stream(
     except (StopAsyncIteration, ConnectionError):
         pass
     # However it ended, the last position that was read takes the reader on.
+    return response
+
+
+def _stream_response() -> web.StreamResponse:
+    # The second keeps proxies from collecting events before they pass them on.
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    response = web.StreamResponse(headers=headers)
+    response.content_type = "text/event-stream"
     return response
 
 

@@ -85,7 +85,7 @@ async def list_runs(call: Call) -> Page[Run]:
     found = await registry.list_runs(
         call.backend,
         {name: call.query[name] for name in names},
-        _after(call, "runs", [datetime, str]),
+        _after(call, "runs", [Annotated[datetime, Meta(tz=True)], str]),
         limit + 1,
     )
     return _page(found, limit, "runs", lambda run: [run.created_at, run.run_id])

@@ -6,14 +6,24 @@ from collections.abc import Set
 
 import msgspec
 
-from ..kestrel.models import PHASES, Page, Span, Trace
+from ..kestrel.models import (
+    PHASES,
+    ModelUse,
+    Page,
+    PassK,
+    ScoreDistribution,
+    Span,
+    StepSummary,
+    ToolUse,
+    Trace,
+)
 from ..records import RolloutStatus
 from . import aggregates
-from .aggregates import ModelUse, PassK, ScoreDistribution, StepSummary, ToolUse
 from .backend import Row
 from .problems import Problem, not_found
 from .routing import PAGE, Call, Query, Route
-from .traces import SORTS, Selection, find_spans, find_trace, find_traces
+from .selection import Selection
+from .traces import SORTS, find_spans, find_trace, find_traces
 
 __all__ = ["FILTERS", "routes"]
 
@@ -45,13 +55,7 @@ FILTERS = (
     Query("model_name"),
     Query("env_name"),
     Query("datapoint_id"),
-    Query(
-        "text",
-        description=(
-            "In the content of a message. Words of ASCII letters and digits are found whole,"
-            " in upper or lower case"
-        ),
-    ),
+    Query("text", description="Anywhere in the content of a message, in upper or lower case"),
     Query("start_min", "time"),
     Query("start_max", "time"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import logging
 import resource
@@ -20,7 +21,7 @@ from .._settings import Settings
 from ..errors import ConfigurationError, StoreError
 from .app import create_app
 from .backend import Backend
-from .connections import Connections
+from .connections import Connection, Connections
 from .door import create_door
 from .embedded import EmbeddedBackend, Intake
 from .live import Live
@@ -120,20 +121,23 @@ async def _start(
     """Answer on ``listener`` until ``stack`` ends."""
     connections = Connections(_IDLE)
     app.middlewares.insert(0, connections.middleware)
-    runner = web.AppRunner(
-        app,
-        access_log=None,
+    # Whoever has gone needs no answer: a place in the stream, or in the engine's queue, is free
+    # again.
+    runner = web.AppRunner(app, shutdown_timeout=_SHUTDOWN, handler_cancellation=True)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    assert runner.server is not None
+    loop = asyncio.get_running_loop()
+    connect = functools.partial(
+        Connection,
+        runner.server,
+        loop=loop,
         keepalive_timeout=_IDLE,
-        shutdown_timeout=_SHUTDOWN,
-        # Whoever has gone needs no answer: a place in the stream, or in the engine's queue, is
-        # free again.
-        handler_cancellation=True,
         max_line_size=_LONGEST_LINE,
         auto_decompress=auto_decompress,
     )
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+    server = await loop.create_server(connect, sock=listener, backlog=_BACKLOG)
+    stack.callback(server.close)
     watch = asyncio.create_task(connections.watch(runner))
     stack.callback(watch.cancel)
 

@@ -8,10 +8,7 @@ which there can only be too many, and then whatever a later version has replaced
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from msgspec import Meta
@@ -19,209 +16,47 @@ from msgspec import Meta
 from ..kestrel.models import Span, Trace
 from .backend import Backend, Row
 from .parameters import read_cursor, write_cursor
-from .problems import Problem
+from .selection import Selection
 
-__all__ = ["SORTS", "Selection", "find_spans", "find_trace", "find_traces"]
+__all__ = ["SORTS", "find_spans", "find_trace", "find_traces"]
 
 SORTS: Final = ("start_time", "score", "duration_ms", "cost_usd")
 """What traces can be sorted by; ascending, or descending with a minus before it."""
 
-# What never changes while a rollout runs, by the name of its parameter.
-_FIXED: Final = {
-    "run_id": "run_id = {run_id:String}",
-    "step_number": "step_number = {step_number:Int64}",
-    "step_min": "step_number >= {step_min:Int64}",
-    "step_max": "(step_number >= 0 AND step_number <= {step_max:Int64})",
-    "phase": "phase = {phase:String}",
-    "grader_name": "grader_name = {grader_name:String}",
-    "model_name": "model_name = {model_name:String}",
-    "env_name": "env_name = {env_name:String}",
-    "datapoint_id": "datapoint_id = {datapoint_id:String}",
-    "start_min": "start_time >= {start_min:DateTime64(9, 'UTC')}",
-    "start_max": "start_time <= {start_max:DateTime64(9, 'UTC')}",
-    # In production the run is the project.
-    "project": (
-        "(run_id IN (SELECT run_id FROM runs WHERE project_id IN"
-        " (SELECT project_id FROM projects WHERE name = {project:String}))"
-        " OR (phase = 'prod' AND run_id = {project:String}))"
-    ),
-}
-_OF_SPANS: Final = (
-    "run_id",
-    "step_number",
-    "step_min",
-    "step_max",
-    "phase",
-    "model_name",
-    "env_name",
-    "datapoint_id",
-)
-_CHANGING: Final = {
-    "score_min": "score >= {score_min:Float64}",
-    "score_max": "score <= {score_max:Float64}",
-}
-_METADATA: Final = (
-    "trace_id IN (SELECT entity_id FROM entity_metadata_rows"
-    " WHERE entity_type = 'trace' AND key = {key} AND {scope} AND entity_id IN"
-    " (SELECT entity_id FROM entity_metadata_rows"
-    " WHERE entity_type = 'trace' AND key = {key} AND {scope} AND {condition})"
-    " GROUP BY run_id, entity_id HAVING {latest})"
-)
-# A newer value that is no number hides an older one: argMax alone would skip it.
-_LATEST: Final = {
-    "value": "argMax(value, version)",
-    "value_number": "tupleElement(argMax(tuple(value_number), version), 1)",
-}
-# As in schema/0001_tables.sql.
-_TOKENS: Final = "lower(ifNull(content, ''))"
-_SEPARATORS: Final = re.compile(r"[\x00-/:-@\[-`{-\x7f]+")
-
-_NARROW: Final = "run_id, trace_id"
 _COLUMNS: Final = ", ".join(
     name for name in Trace.__struct_fields__ if name not in ("interrupted",)
 )
 _SPAN_COLUMNS: Final = ", ".join(Span.__struct_fields__)
 
-# Traces, in the order of the list, among which metadata or text is looked for before all are. What
-# is rare is found sooner among all; of a text that is neither, far more has to be read.
-_WINDOWS: Final = (2_000,)
-_TEXT_WINDOWS: Final = (2_000, 20_000)
+# So many traces, in the order of the list, are looked through before all are, where nothing tells
+# beforehand how rare a match is.
+_WINDOWS: Final = (2_000, 20_000)
+_MANY: Final = 50_000  # matches: counting goes no further
+_FEW: Final = 5_000  # so many are found at once among all traces
+# What a record may have much of, and how much of it goes into one page.
+_LONG: Final = (
+    "content",
+    "tool_calls",
+    "arguments",
+    "result",
+    "error",
+    "criteria",
+    "prompt",
+    "data",
+)
+_TEXTS: Final = ", ".join(_LONG)
+_SIZE: Final = " + ".join(f"ifNull(length({name}), 0)" for name in _LONG)
+_PAGE_BYTES: Final = 16 << 20
 _ROWS_A_CHECK: Final = 150  # ids in one statement: they travel in an address
 _MOST_ROWS: Final = 10_000
 
 _Id = Annotated[str, Meta(max_length=1024, pattern=r"^[^\x00]*$")]
-_Moment = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{9}$")]
+# What the column holds: from 1900 to 2261.
+_Date = r"(19[0-9]{2}|2[01][0-9]{2}|22[0-5][0-9]|226[01])-[01][0-9]-[0-3][0-9]"
+_Moment = Annotated[str, Meta(pattern=rf"^{_Date} [0-2][0-9]:[0-5][0-9]:[0-5][0-9]\.[0-9]{{9}}$")]
 _Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 _Key = tuple[Any, str, str]
-
-
-@dataclass(slots=True)
-class Selection:
-    """The traces that a call's filters mean, as conditions over the columns of ``traces_rows``.
-
-    Attributes:
-        values: the parameters in all conditions.
-        fixed: conditions that hold for each version of a trace or for none.
-        changing: conditions that only the last version tells.
-    """
-
-    values: dict[str, str | int | float | Sequence[str]] = field(default_factory=dict[str, Any])
-    fixed: list[str] = field(default_factory=list[str])
-    changing: list[str] = field(default_factory=list[str])
-    _searches: list[str] = field(default_factory=list[str])
-    _by_text: bool = False
-
-    @classmethod
-    def of(cls, query: Mapping[str, Any]) -> Selection:
-        """The filters among the parameters of a call.
-
-        Raises:
-            Problem: a bound of a metadata range is no number.
-        """
-        made = cls()
-        for conditions, kind in ((_FIXED, made.fixed), (_CHANGING, made.changing)):
-            for name, condition in conditions.items():
-                if query.get(name) is not None:
-                    made.values[name] = _plain(query[name])
-                    kind.append(condition)
-        if query["status"]:
-            made.values["status"] = list(query["status"])
-            made.changing.append("status IN {status:Array(String)}")
-        in_run = made._in_run
-        for i, tag in enumerate(query["tag"]):
-            made.values[f"tag{i}"] = tag
-            made.fixed.append(
-                "trace_id IN (SELECT trace_id FROM trace_tags_rows"
-                f" WHERE {in_run} AND tag = {{tag{i}:String}})"
-            )
-        for i, (name, text) in enumerate(query["meta."].items()):
-            made._add_metadata(i, name, text)
-        if query["text"]:
-            made._add_text(query["text"])
-        return made
-
-    @property
-    def windows(self) -> list[int]:
-        """Among how many traces at first to look other tables through; none if that is not to be
-        done."""
-        if not self._searches:
-            return []
-        return [*(_TEXT_WINDOWS if self._by_text else _WINDOWS)]
-
-    @property
-    def on_trace(self) -> str:
-        """The conditions on the trace's own row."""
-        return " AND ".join([*self.fixed, *self.changing]) or "1"
-
-    def where(self, window: str | None = None) -> str:
-        """All conditions, to be asked of last versions only.
-
-        Args:
-            window: a condition that narrows the traces before other tables are looked through.
-        """
-        scope = {"rows": self._in_run, "spans": self._in_run}
-        if window is not None:
-            among = f"IN (SELECT {_NARROW} FROM traces_rows WHERE {window})"
-            scope = {
-                "rows": f"{self._in_run} AND (run_id, entity_id) {among}",
-                "spans": f"{self._in_run} AND (run_id, trace_id) {among}",
-            }
-        searches = [
-            search.replace("{scope}", scope["rows"]).replace("{spans}", scope["spans"])
-            for search in self._searches
-        ]
-        return " AND ".join([self.on_trace, *searches])
-
-    def on_spans(self) -> str:
-        """The same traces as conditions over the columns of ``spans_rows``."""
-        own = [_FIXED[name] for name in _OF_SPANS if name in self.values]
-        if len(own) < len(self.fixed) + len(self.changing) + len(self._searches):
-            own.append(
-                f"(run_id, trace_id) IN (SELECT {_NARROW} FROM traces_rows FINAL"
-                f" WHERE {self.where()})"
-            )
-        return " AND ".join(own) or "1"
-
-    @property
-    def _in_run(self) -> str:
-        return _FIXED["run_id"] if "run_id" in self.values else "1"
-
-    def _add_metadata(self, i: int, name: str, text: str) -> None:
-        key, dot, bound = name.rpartition(".")
-        column, test = "value", f"= {{value{i}:String}}"
-        self.values[f"value{i}"] = text
-        if key and dot and bound in ("min", "max"):
-            self.values[f"value{i}"] = _number(f"meta.{name}", text)
-            column, test = (
-                "value_number",
-                f"{'>=' if bound == 'min' else '<='} {{value{i}:Float64}}",
-            )
-        else:
-            key = name
-        self.values[f"key{i}"] = key
-        self._searches.append(
-            _METADATA.replace("{key}", f"{{key{i}:String}}")
-            .replace("{condition}", f"{column} {test}")
-            .replace("{latest}", f"{_LATEST[column]} {test}")
-        )
-
-    def _add_text(self, text: str) -> None:
-        self._by_text = True
-        # Words beyond ASCII are not in the index as people write them: case is theirs to choose.
-        words = [word.lower() for word in _SEPARATORS.split(text) if word and word.isascii()]
-        conditions: list[str] = []
-        for i, word in enumerate(dict.fromkeys(words)):
-            self.values[f"word{i}"] = word
-            conditions.append(f"hasToken({_TOKENS}, {{word{i}:String}})")
-        if [text.lower()] != words:
-            self.values["text"] = text
-            conditions.append("positionCaseInsensitiveUTF8(content, {text:String}) > 0")
-        # From the table and not the view: the copies of a record are alike.
-        self._searches.append(
-            "trace_id IN (SELECT trace_id FROM spans_rows WHERE {spans} AND "
-            + " AND ".join(conditions)
-            + ")"
-        )
+_AFTER_ALL: Final = "~"  # sorts behind every trace id, which are hexadecimal digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,9 +70,16 @@ class _Order:
         return self.name.removeprefix("-")
 
     @property
+    def names(self) -> str:
+        return f"{self.column}, trace_id, root_span_id"
+
+    @property
+    def by_value(self) -> str:
+        return f"{self.column} {'DESC' if self.name.startswith('-') else 'ASC'} NULLS LAST"
+
+    @property
     def clause(self) -> str:
-        direction = "DESC" if self.name.startswith("-") else "ASC"
-        return f"{self.column} {direction} NULLS LAST, trace_id, root_span_id"
+        return f"{self.by_value}, trace_id, root_span_id"
 
     @property
     def kind(self) -> Any:
@@ -293,9 +135,9 @@ async def find_traces(
         value, trace_id, root = read_cursor(cursor, kind, [order.kind, _Id, _Id])
         after = value, trace_id, root
     found: list[Row] = []
-    windows = selection.windows
     # One more tells whether there is another page, and some will have been replaced.
     wanted = limit + 1 + max(limit // 4, 8)
+    windows = await _windows(backend, selection, wanted)
     while True:
         until = None
         if windows:
@@ -339,6 +181,8 @@ async def find_spans(
 ) -> tuple[list[Row], str | None]:
     """A page of a trace's records in the order in which they were logged, and the next cursor.
 
+    It ends early where the records are large; it never is empty when there are more.
+
     Raises:
         Problem: the cursor is not one of this list.
         StoreError: the engine refused.
@@ -355,10 +199,16 @@ async def find_spans(
         seq, span_id = read_cursor(cursor, f"spans {trace_id}", [_Integer, _Id])
         values |= {"seq": seq, "span": span_id}
         conditions.append("(seq, span_id) > ({seq:Int64}, {span:String})")
-    rows = await backend.rows(
-        f"SELECT {_SPAN_COLUMNS} FROM spans WHERE {' AND '.join(conditions)}"
-        " ORDER BY seq, span_id LIMIT {limit:UInt64}",
+    found = f"FROM spans WHERE {' AND '.join(conditions)} ORDER BY seq, span_id LIMIT"
+    fitting = await backend.rows(
+        f"SELECT countIf(upto <= {_PAGE_BYTES}) AS records FROM (SELECT sum({_SIZE})"
+        " OVER (ORDER BY seq, span_id ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS upto"
+        f" FROM (SELECT seq, span_id, {_TEXTS} {found} {{limit:UInt64}}))",
         values,
+    )
+    limit = min(limit, max(fitting[0]["records"], 1))
+    rows = await backend.rows(
+        f"SELECT {_SPAN_COLUMNS} {found} {{limit:UInt64}}", {**values, "limit": limit + 1}
     )
     page = rows[:limit]
     if len(rows) <= limit:
@@ -381,18 +231,46 @@ def _range(
     return conditions, values
 
 
+async def _windows(backend: Backend, selection: Selection, wanted: int) -> list[int]:
+    """Among how many traces to look other tables through before it is done among all.
+
+    What is rare is found sooner among all; what is frequent, among a few that should do.
+    """
+    if not selection.searches:
+        return []
+    quick = [search for search in selection.searches if search.quick]
+    if not quick:
+        return [*_WINDOWS]
+    counted = await backend.rows(
+        f"SELECT count() AS traces FROM traces_rows WHERE {selection.scope}", selection.values
+    )
+    traces, share = counted[0]["traces"], 1.0
+    for search in quick:
+        counted = await backend.rows(search.matches(selection.scope, _MANY), selection.values)
+        if counted[0]["matches"] < _FEW:
+            return []
+        share *= min(counted[0]["matches"] / max(traces, 1), 1.0)
+    size = math.ceil(2 * wanted / share)
+    return [size] if 2 * size < traces else []
+
+
 async def _end_of_window(
     backend: Backend, selection: Selection, order: _Order, after: _Key | None, size: int
 ) -> _Key | None:
     """The key of the last of ``size`` rows, None when there are fewer."""
     conditions, values = _range(order, after, None)
     where = " AND ".join([selection.on_trace, *conditions])
+    by_time = order.column == "start_time"
+    # The ids take far longer to read than a time, which few traces share.
+    columns, clause = (order.column, order.by_value) if by_time else (order.names, order.clause)
     rows = await backend.rows(
-        f"SELECT {order.column}, trace_id, root_span_id FROM traces_rows WHERE {where}"
-        f" ORDER BY {order.clause} LIMIT 1 OFFSET {{skip:UInt64}}",
+        f"SELECT {columns} FROM traces_rows WHERE {where}"
+        f" ORDER BY {clause} LIMIT 1 OFFSET {{skip:UInt64}}",
         {**selection.values, **values, "skip": size - 1},
     )
-    return order.key(rows[0]) if rows else None
+    if not rows:
+        return None
+    return order.key({"trace_id": _AFTER_ALL, "root_span_id": "", **rows[0]})
 
 
 async def _read(
@@ -446,17 +324,3 @@ def _without_none(row: Row) -> Row:
     if row["step_number"] < 0:
         row["step_number"] = None
     return row
-
-
-def _plain(value: Any) -> str | int | float:
-    return f"{value:%Y-%m-%d %H:%M:%S.%f}" if isinstance(value, datetime) else value
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise Problem(400, "this value cannot be used", field=name, given=text, allowed="a number")
-    return number

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
 from caribou.errors import ConfigurationError
 
-__all__ = ["Endpoint"]
+__all__ = ["HTTP", "NATIVE", "Endpoint"]
+
+HTTP = {"http": 8123, "https": 8443}
+"""Schemes of ClickHouse's HTTP interface, with the ports that servers use for them."""
+
+NATIVE = {"clickhouse": 9000, "clickhouses": 9440}
+"""Schemes of its native protocol, with and without TLS, as asynch names them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A server's HTTP interface, a database there and the credentials.
+    """A server's interface, a database there and the credentials.
 
     Build one with :meth:`parse`. ``url`` never holds credentials; the password is in no ``repr``.
     """
@@ -24,16 +31,24 @@ class Endpoint:
 
     @classmethod
     def parse(
-        cls, url: str, *, database: str = "caribou", user: str = "", password: str = ""
+        cls,
+        url: str,
+        *,
+        database: str = "caribou",
+        user: str = "",
+        password: str = "",
+        schemes: Mapping[str, int] = HTTP | NATIVE,
     ) -> Endpoint:
         """Check the parts and take credentials out of the URL, should they be there.
 
         Args:
-            url: ``http(s)://host:port``, with a path when a gateway needs one. Credentials in it
-                are used where ``user`` and ``password`` are empty.
+            url: ``http(s)://host:port``, with a path when a gateway needs one, or
+                ``clickhouse(s)://host:port``. Credentials in it are used where ``user`` and
+                ``password`` are empty.
             database: the database that holds the tables.
             user: empty for the server's default user.
             password: empty for none.
+            schemes: those that will do, each with its usual port.
 
         Raises:
             ConfigurationError: a part cannot be what it should be; the message names the variable
@@ -44,9 +59,13 @@ class Endpoint:
             host, port = parts.hostname, parts.port
         except ValueError:
             host = port = parts = None
-        if parts is None or parts.scheme not in ("http", "https") or not host:
+        if parts is None or parts.scheme not in schemes or not host:
+            known = " or ".join(f"{scheme}://host:{usual}" for scheme, usual in schemes.items())
+            raise ConfigurationError(f"CLICKHOUSE_URL must look like {known}")
+        if parts.scheme in NATIVE and parts.path.strip("/"):
             raise ConfigurationError(
-                "CLICKHOUSE_URL must look like http://host:8123 or https://host:8443"
+                f"CLICKHOUSE_URL takes no path with {parts.scheme}://; "
+                "the database goes into CLICKHOUSE_DATABASE"
             )
         if parts.query or parts.fragment:
             raise ConfigurationError(
@@ -74,6 +93,27 @@ class Endpoint:
     def target(self) -> str:
         """Server and database on one line, without credentials."""
         return f"{self.url}{self.database}"
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the native protocol is spoken there, and not HTTP."""
+        return urlsplit(self.url).scheme in NATIVE
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return urlsplit(self.url).scheme in ("https", "clickhouses")
+
+    @property
+    def host(self) -> str:
+        """The host's name or address."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """The port, the scheme's usual one if the URL names none."""
+        parts = urlsplit(self.url)
+        return parts.port or (HTTP | NATIVE)[parts.scheme]
 
     @property
     def headers(self) -> dict[str, str]:

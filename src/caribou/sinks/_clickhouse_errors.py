@@ -27,6 +27,7 @@ __all__ = [
     "clean",
     "missing_right",
     "read_error",
+    "server_error",
     "sink_error",
 ]
 
@@ -98,13 +99,17 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes, *, silent: 
     text = body[-16_384:].decode(errors="replace")
     found = _CODE.search(text)
     number = int(code) if code.isdigit() else int(found[1]) if found else 0
-    missing = _NO_DATABASE.search(text) if number == 81 else None
-    message = f"the server has no database {missing[1]}" if missing else text
-    raise ServerError(
-        clean(message) or f"HTTP status {status}",
-        code=number,
-        status=status,
-        retry_after=retry_after(headers.get("Retry-After", "")),
+    error = server_error(text if clean(text) else f"HTTP status {status}", code=number)
+    error.status = status
+    error.retry_after = retry_after(headers.get("Retry-After", ""))
+    raise error
+
+
+def server_error(text: str, *, code: int) -> ServerError:
+    """The exception for what a server said, in one line that is safe to show."""
+    missing = _NO_DATABASE.search(text) if code == 81 else None
+    return ServerError(
+        clean(f"the server has no database {missing[1]}" if missing else text), code=code
     )
 
 

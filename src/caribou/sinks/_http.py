@@ -5,18 +5,16 @@ This module imports aiohttp: import it late, in the thread that does the I/O.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Generator, Mapping
-from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from caribou.sinks._answers import NoAnswer, clean
+from caribou.sinks._resolve import look_up
 
 __all__ = ["as_no_answer", "open_session"]
 
@@ -75,43 +73,11 @@ def as_no_answer(who: str, variable: str, sent: Callable[[], bool]) -> Generator
 
 
 class _DaemonResolver(AbstractResolver):
-    """Look names up in a daemon thread.
-
-    The loop's own executor is joined when the process ends, and a name server that does not answer
-    would hold the exit up for as long as it likes.
-    """
+    """Look names up in a daemon thread."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[list[Any]] = loop.create_future()
-
-        def settle(found: list[Any] | None, error: OSError | None) -> None:
-            if answer.done():
-                return
-            if error is not None:
-                answer.set_exception(error)
-            else:
-                answer.set_result(found or [])
-
-        def look_up() -> None:
-            found, error = None, None
-            try:
-                found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
-            except OSError as failure:
-                error = failure
-            except UnicodeError as failure:  # a name that cannot be one
-                error = OSError(str(failure))
-            # The loop may be gone by the time an answer comes.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(settle, found, error)
-
-        try:
-            threading.Thread(target=look_up, name="caribou-resolve", daemon=True).start()
-        except RuntimeError:
-            # Python 3.12 starts no thread once the program has ended; exit has a deadline anyway.
-            look_up()
         return [
             ResolveResult(
                 hostname=host,
@@ -121,7 +87,7 @@ class _DaemonResolver(AbstractResolver):
                 proto=protocol,
                 flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
             )
-            for found_family, _, protocol, _, address in await answer
+            for found_family, _, protocol, _, address in await look_up(host, port, family)
         ]
 
     async def close(self) -> None:

@@ -1,13 +1,13 @@
-"""Queries against a ClickHouse server's HTTP interface, for whoever reads the tables."""
+"""Queries against a ClickHouse server, for whoever reads the tables."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from caribou.errors import StoreError
 from caribou.schema import parameter
+from caribou.sinks._clickhouse_client import Client, open_client
 from caribou.sinks._clickhouse_endpoint import Endpoint
 from caribou.sinks._clickhouse_errors import (
     BAD_SQL,
@@ -18,9 +18,6 @@ from caribou.sinks._clickhouse_errors import (
 )
 from caribou.sinks.base import Misconfigured
 
-if TYPE_CHECKING:
-    from caribou.sinks._clickhouse_http import Client
-
 __all__ = ["ClickHouseReader"]
 
 
@@ -28,10 +25,11 @@ class ClickHouseReader:
     """Runs statements in one database; use it in one event loop and close it there.
 
     Args:
-        url: ``http(s)://host:port``. Credentials in it are taken out.
+        url: ``http(s)://host:port`` or ``clickhouse(s)://host:port``. Credentials in it are taken
+            out.
         database: where unqualified table names are looked up.
         user: empty for the server's default user.
-        password: sent as a header; never shown.
+        password: never shown.
         timeout: seconds for one query, its answer included.
         settings: ClickHouse settings for each query, e.g. ``{"readonly": "2"}``.
 
@@ -104,9 +102,10 @@ class ClickHouseReader:
             async with asyncio.timeout(seconds):
                 await self.execute("SELECT 1")
         except TimeoutError:
+            port = "native" if self._endpoint.is_native else "HTTP"
             raise StoreError(
                 f"{self.target}: connected, but no answer within {seconds:g} s; is it ClickHouse's"
-                " HTTP port?"
+                f" {port} port?"
             ) from None
 
     async def aclose(self) -> None:
@@ -117,11 +116,7 @@ class ClickHouseReader:
 
     async def _request(self, sql: str, settings: Mapping[str, str]) -> bytes:
         if self._client is None:
-            from caribou.sinks._clickhouse_http import Client
-
-            self._client = Client(
-                self._endpoint, timeout=self._timeout, connect_timeout=5.0, connections=4
-            )
+            self._client = open_client(self._endpoint, timeout=self._timeout, connections=4)
         try:
             # The answer is held back until the query has ended, so that a failure half way is one.
             return await self._client.request(sql, settings={"wait_end_of_query": "1", **settings})

@@ -122,6 +122,8 @@ class Engine:
                     self._session.query(f"SET max_execution_time = {seconds}")
                 return bytes(self._session.query(sql, format, params=values or None).bytes())
             except Exception as error:
+                # What a statement had answered before it failed would come before the next answer.
+                self._session.query("SELECT 1")
                 raise _engine_error(error) from error
             finally:
                 if seconds:

@@ -1,4 +1,4 @@
-"""A ClickHouse server, read over HTTP."""
+"""A ClickHouse server, read over HTTP or its native protocol."""
 
 from __future__ import annotations
 

@@ -1,0 +1,238 @@
+"""What the sinks for ClickHouse have in common, whichever interface they deliver by.
+
+A batch is one ``INSERT`` of one block, so that a server stores all of it or, in each monthly
+partition, nothing; every row carries the batch's id, so that it can be read back. Whatever is sent
+twice has the same keys and is read once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
+
+from caribou.schema import TABLES, migrate, quote, quote_text, scripts
+from caribou.sinks._clickhouse_client import Client
+from caribou.sinks._clickhouse_endpoint import Endpoint
+from caribou.sinks._clickhouse_errors import (
+    MISSING_SCHEMA,
+    NoAnswer,
+    ServerError,
+    missing_right,
+    sink_error,
+)
+from caribou.sinks.base import Batch, Misconfigured, Retry, SinkError
+
+__all__ = ["CONNECTIONS", "ClickHouseSink", "as_question"]
+
+# Servers before 20.1 know neither input() nor zstd bodies, nor most of the settings.
+_OLDEST_WITH_INPUT = (20, 1)
+
+_BATCH_ID = re.compile(r"[A-Za-z0-9._:-]+")
+CONNECTIONS = 2
+_STILL_RUNNING = 1.0  # seconds until asking again whether an insert has ended
+
+
+AnyClient = TypeVar("AnyClient", bound=Client)
+
+
+class ClickHouseSink(ABC, Generic[AnyClient]):
+    """A ``Sink`` but for how it connects and how rows get into a request."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._client: AnyClient | None = None
+        self._legacy: bool | None = None
+        self._schema_lock = asyncio.Lock()
+        self._schemas_made = 0
+        self._schema_checked = False
+
+    @abstractmethod
+    def load(self) -> None:
+        """Import what the sink needs; see ``Sink``."""
+
+    @abstractmethod
+    def _connect(self) -> AnyClient:
+        """Make the client; nothing is sent yet."""
+
+    @abstractmethod
+    async def _insert(self, batch: Batch, query_id: str, *, legacy: bool) -> None:
+        """Store the batch as one block.
+
+        Raises:
+            ServerError: the server answered that it failed.
+            NoAnswer: no whole answer came.
+            SinkError: the batch was refused before it was sent.
+        """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.target!r})"
+
+    @property
+    def name(self) -> str:
+        """``clickhouse``: names the sink's cursor files and its row in ``stats()``."""
+        return "clickhouse"
+
+    @property
+    def target(self) -> str:
+        """Server and database, without credentials."""
+        return self._endpoint.target
+
+    @property
+    def tables(self) -> frozenset[str]:
+        """Every journal table."""
+        return frozenset(TABLES)
+
+    async def send(self, batch: Batch) -> None:
+        """Insert the batch; return when the server has stored it.
+
+        Raises:
+            SinkError: one of its subclasses, for every failure.
+        """
+        legacy = await self._is_legacy()
+        if not legacy and not self._schema_checked:
+            await self._finish_schema()
+        schemas_made = self._schemas_made
+        try:
+            await self._insert(batch, _query_id(batch), legacy=legacy)
+        except ServerError as error:
+            if legacy or error.code not in MISSING_SCHEMA:
+                raise sink_error(error) from None
+            await self._make_schema(schemas_made)
+            try:
+                await self._insert(batch, _query_id(batch), legacy=False)
+            except (ServerError, NoAnswer) as second:
+                raise sink_error(second) from None
+        except NoAnswer as error:
+            raise sink_error(error) from None
+
+    async def confirm(self, batch: Batch) -> bool:
+        """Read back whether every row of the batch is stored and no insert of it still runs.
+
+        Rows that a merge has meanwhile replaced by newer versions count as absent: sending those
+        again is harmless. Where rows could not be marked the answer is False, for the same reason.
+
+        Raises:
+            SinkError: the question could not be asked.
+        """
+        if not await self._marks_rows(batch.table):
+            return False
+        if await self._is_running(batch):
+            raise Retry("the insert is still running", retry_after=_STILL_RUNNING)
+        table = TABLES[batch.table]
+        sql = (
+            f"SELECT uniqExact({', '.join(table.identity)}) "
+            f"FROM {quote(self._endpoint.database)}.{table.rows_table} "
+            f"WHERE batch_id = {quote_text(batch.batch_id)} FORMAT TSV"
+        )
+        try:
+            return int(await self._ask(sql)) >= batch.rows
+        except Misconfigured as error:
+            if error.code in MISSING_SCHEMA:
+                return False
+            raise
+
+    async def aclose(self) -> None:
+        """Close the connections; the next ``send`` opens new ones."""
+        client, self._client = self._client, None
+        self._schema_lock = asyncio.Lock()  # the next loop may be another one
+        if client is not None:
+            await client.aclose()
+
+    async def _marks_rows(self, table: str) -> bool:
+        """Whether rows of ``table`` carry the id of their batch."""
+        return not await self._is_legacy()
+
+    async def _finish_schema(self) -> None:
+        """Make what is missing of a schema whose making was cut short, or is of an older version.
+
+        Inserts do well with the tables alone, and would never notice that the views are missing.
+        """
+        database = quote(self._endpoint.database)
+        sql = f"SELECT max(version) FROM {database}.schema_migrations FORMAT TSV"
+        try:
+            if int(await self._ask(sql)) < max(number for number, _, _ in scripts()):
+                await self._make_schema(self._schemas_made)
+        except Misconfigured:
+            # There is nothing yet, which the insert finds out; or this user may not look or make
+            # anything, and the insert is what counts.
+            pass
+        self._schema_checked = True
+
+    async def _make_schema(self, schemas_made: int) -> None:
+        """Create or update the tables, unless another insert did so since ``schemas_made``."""
+        async with self._schema_lock:
+            if self._schemas_made > schemas_made:
+                return
+            database = self._endpoint.database
+
+            async def execute(sql: str) -> bytes:
+                return await self._open().request(sql, settings={"wait_end_of_query": "1"})
+
+            try:
+                await migrate(execute, database=database)
+            except ServerError as error:
+                failure = sink_error(error)
+                if not isinstance(failure, Misconfigured):
+                    raise Retry(failure.reason, code=failure.code) from None
+                right = missing_right(error.message) or f" (CREATE TABLE ON {database}.*)"
+                raise Misconfigured(
+                    f"the tables are missing in database {database} and this user may not make "
+                    f"them: grant it the right{right}, or have someone who has it run "
+                    f"`caribou migrate`: {error.message}",
+                    code=error.code,
+                ) from None
+            except NoAnswer as error:
+                raise as_question(sink_error(error)) from None
+            self._schemas_made += 1
+
+    async def _is_legacy(self) -> bool:
+        if self._legacy is None:
+            answer = (await self._ask("SELECT version() FORMAT TSV")).decode(errors="replace")
+            numbers = re.match(r"(\d+)\.(\d+)", answer)
+            if numbers is None:
+                raise Misconfigured("no ClickHouse answers at CLICKHOUSE_URL")
+            self._legacy = (int(numbers[1]), int(numbers[2])) < _OLDEST_WITH_INPUT
+        return self._legacy
+
+    async def _is_running(self, batch: Batch) -> bool:
+        prefix = quote_text(_query_id_prefix(batch))
+        sql = (
+            f"SELECT count() FROM system.processes WHERE startsWith(query_id, {prefix}) FORMAT TSV"
+        )
+        try:
+            return int(await self._ask(sql)) > 0
+        except Misconfigured:
+            # The user may not look there. Then the rows alone decide.
+            return False
+
+    async def _ask(self, sql: str) -> bytes:
+        """Run a statement that stores nothing, so that its failure is never ambiguous."""
+        try:
+            return await self._open().request(sql, settings={"wait_end_of_query": "1"})
+        except (ServerError, NoAnswer) as error:
+            raise as_question(sink_error(error)) from None
+
+    def _open(self) -> AnyClient:
+        if self._client is None:
+            self._client = self._connect()
+        return self._client
+
+
+def _query_id(batch: Batch) -> str:
+    if _BATCH_ID.fullmatch(batch.batch_id) is None:
+        raise ValueError(f"not a batch id: {batch.batch_id!r}")
+    return f"{_query_id_prefix(batch)}{os.urandom(4).hex()}"
+
+
+def _query_id_prefix(batch: Batch) -> str:
+    return f"caribou-{batch.batch_id}-{batch.table}-"
+
+
+def as_question(failure: SinkError) -> SinkError:
+    """Failures of a question leave two classes: ask again, or have somebody change something."""
+    if isinstance(failure, Misconfigured | Retry):
+        return failure
+    return Retry(failure.reason, code=failure.code, retry_after=failure.retry_after)
