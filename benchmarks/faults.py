@@ -1,6 +1,6 @@
 """What callers feel while the wire is at fault, and what is stored afterwards.
 
-    python benchmarks/faults.py [--seconds N] [--down N] [--only TEXT] [--native]
+    python benchmarks/faults.py [--seconds N] [--down N] [--only TEXT] [--native] [--langfuse]
 
 90 agents log 900 records per second through a proxy to the current ClickHouse engine behind HTTP
 (extra ``local``), or with ``--real`` to Debian's ``clickhouse-server``; with ``--native`` by the
@@ -8,12 +8,18 @@ native protocol. Each scenario of the tests' ``support.scenarios`` lasts ``--sec
 mid-run": ``--down``) and is then healed. Each runs in a fresh process. For each the table shows the
 deadline of ``flush(2)`` during the fault, the loop's lag before (without Caribou) and during it,
 the growth of memory over it, the account, and how many records are stored and read, once and twice.
+
+With ``--langfuse`` (extra ``otlp``) everything also goes to the tests' model of Langfuse, which is
+outside the measured process and has no trouble. The account is then that of both, and a second
+table shows what Langfuse has: spans that are missing (one for each record and rollout), spans that
+came again, and rows that wait, during the fault and in the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -27,6 +33,7 @@ from harness import PeakMemory, quantile, table, texts, watch_lag
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from support.faultproxy import FaultProxy
+from support.langfuse import Langfuse, langfuse, variables
 from support.nativeproxy import NativeProxy
 from support.scenarios import ON_THE_NATIVE_WIRE, ON_THE_WIRE, RESTARTED, Scenario
 from support.servers import DoorServer, OldServer, Server
@@ -89,21 +96,22 @@ async def agents_program(seconds: float) -> None:
         await asyncio.sleep(seconds)
         flushed = await caribou.flush(2)
     growth = memory.growth()
-    account = caribou.stats().sinks["clickhouse"]
+    accounts = caribou.stats().sinks
     say("heal")
     await listen("healed")
     stop.set()
     await asyncio.gather(*tasks)
     result = await caribou.flush(90)
-    final = caribou.stats().sinks["clickhouse"]
+    final = caribou.stats().sinks
     say(
         "done",
         logged=logged,
         flush=flushed.seconds,
-        pending=account.pending,
+        pending={name: sink.pending for name, sink in accounts.items()},
+        left={name: sink.pending for name, sink in final.items()},
         identity=all(
             s.logged == s.delivered + s.pending + sum(s.dropped.values()) and s.pending >= 0
-            for s in (account, final)
+            for s in (*accounts.values(), *final.values())
         ),
         complete=result.complete,
         bare_p99=quantile(bare, 0.99) * 1e3,
@@ -114,8 +122,14 @@ async def agents_program(seconds: float) -> None:
     )
 
 
-def run(scenario: Scenario, server: Server, proxy: FaultProxy, seconds: float) -> list[str]:
-    """One scenario in a fresh process; a row of the table."""
+def run(
+    scenario: Scenario,
+    server: Server,
+    proxy: FaultProxy,
+    seconds: float,
+    there: Langfuse | None,
+) -> tuple[list[str], list[str]]:
+    """One scenario in a fresh process; a row of each table."""
     database = f"faults_{os.urandom(4).hex()}"
     view = "spans"
     if isinstance(server, OldServer):
@@ -126,6 +140,7 @@ def run(scenario: Scenario, server: Server, proxy: FaultProxy, seconds: float) -
             "CLICKHOUSE_URL": proxy.url,
             "CLICKHOUSE_DATABASE": database,
             "CARIBOU_HOME": home,
+            **(variables(there) if there else {}),
         }
         command = [sys.executable, __file__, "--agents", str(seconds)]
         with subprocess.Popen(
@@ -146,17 +161,27 @@ def run(scenario: Scenario, server: Server, proxy: FaultProxy, seconds: float) -
         f"SELECT count() AS n, uniqExact(content) AS contents FROM {database}.{view}"
     )
     read, different = int(stored["n"]), int(stored["contents"])
-    return [
+    row = [
         scenario.name,
         f"{figures['logged']:,}",
         f"{different - figures['logged']:,}",
         f"{read - different:,}",
         "holds" if figures["identity"] and figures["complete"] else "BROKEN",
-        f"{figures['pending']:,}",
+        f"{figures['pending']['clickhouse']:,}",
         f"{figures['flush']:.2f}",
         f"{figures['bare_p99']:.1f} / {figures['bare_worst']:.1f}",
         f"{figures['p99']:.1f} / {figures['worst']:.1f}",
         f"{figures['growth']:.1f}",
+    ]
+    if there is None:
+        return row, []
+    return row, [
+        scenario.name,
+        f"{len(there.spans):,}",
+        f"{figures['logged'] + AGENTS - len(there.spans):,}",
+        f"{there.received - len(there.spans):,}",
+        f"{figures['pending']['langfuse']:,}",
+        f"{figures['left']['langfuse']:,}",
     ]
 
 
@@ -168,12 +193,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="scenarios whose name has this in it")
     parser.add_argument("--real", action="store_true", help="Debian's clickhouse-server")
     parser.add_argument("--native", action="store_true", help="by the native protocol")
+    parser.add_argument("--langfuse", action="store_true", help="deliver to Langfuse as well")
     parser.add_argument("--agents", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.agents is not None:
         asyncio.run(agents_program(options.agents))
         return
-    rows: list[list[str]] = []
+    rows: list[tuple[list[str], list[str]]] = []
     with tempfile.TemporaryDirectory(prefix="caribou-bench-") as folder:
         server: Server = OldServer(Path(folder)) if options.real else DoorServer(Path(folder) / "e")
         server.start()  # type: ignore[attr-defined]
@@ -182,14 +208,20 @@ def main() -> None:
             if options.only in scenario.name:
                 seconds = options.down if scenario.name == "down in mid-run" else options.seconds
                 print(scenario.name, file=sys.stderr)
-                with make_proxy(server.native_port if options.native else server.port) as proxy:
-                    rows.append(run(scenario, server, proxy, seconds))
+                port = server.native_port if options.native else server.port
+                beside = langfuse() if options.langfuse else contextlib.nullcontext()
+                with make_proxy(port) as proxy, beside as there:
+                    rows.append(run(scenario, server, proxy, seconds, there))
         server.stop()
     header = [
         "fault", "logged", "lost", "twice", "account", "pending", "flush(2) s",
         "bare lag p99 / worst ms", "lag p99 / worst ms", "memory MiB",
     ]  # fmt: skip
-    table("900 records/s of 90 agents; pending, flush, lag, memory: during the fault", header, rows)
+    title = "900 records/s of 90 agents; pending, flush, lag, memory: during the fault"
+    table(title, header, [row for row, _ in rows])
+    if options.langfuse:
+        header = ["fault", "spans", "missing", "again", "pending", "pending in the end"]
+        table("Langfuse beside it; pending: during the fault", header, [row for _, row in rows])
 
 
 if __name__ == "__main__":

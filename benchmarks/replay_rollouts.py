@@ -8,6 +8,8 @@ and ``traj``, a list of OpenAI-style chat messages. Every rollout becomes an asy
 through the public API; all run at once. What is then read back, with ``caribou sql``, comes from
 the ClickHouse server in ``CLICKHOUSE_URL``, or else from the local store in ``CARIBOU_HOME``; then
 ``caribou serve`` is started over it and asked. Exit code 1 when anything differs from the source.
+Where the variables of Langfuse or of an OTLP backend are set, the rollouts go there as well; what
+arrives there is compared by ``langfuse_rollouts.py``.
 """
 
 from __future__ import annotations

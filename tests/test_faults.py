@@ -8,12 +8,26 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from support.faultproxy import FaultProxy
+from support.faulty import (
+    AGENTS,
+    RECORDS,
+    ROWS,
+    account,
+    agents,
+    check_stored,
+    configure,
+    run_through,
+)
+from support.langfuse import Langfuse, langfuse, settings
 from support.nativeproxy import NativeProxy
+from support.otlp import Receiver, receiver
+from support.readback import differences
 from support.scenarios import ON_THE_NATIVE_WIRE, ON_THE_WIRE, RESTARTED, Scenario
 from support.servers import DoorServer, OldServer, Server
 from support.waiting import wait_until
@@ -23,12 +37,6 @@ from caribou import _process
 from caribou.delivery.dead_letters import read_dead_letters
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(180)]
-
-AGENTS = 20
-RECORDS = 25
-# Per agent: its messages, the trace's summary at entry and exit, one tag, one metadatum.
-ROWS = AGENTS * (RECORDS + 2 + 1 + 1)
-
 
 Transport = Callable[[Server], str]
 
@@ -41,82 +49,10 @@ BOTH_TRANSPORTS = pytest.mark.parametrize(
 )
 
 
-async def agent(number: int) -> None:
-    async with caribou.trace_run({"datapoint_id": f"dp-{number}"}):
-        caribou.add_tags("faulty")
-        caribou.add_meta({"number": number})
-        for record in range(RECORDS):
-            role = "assistant" if record % 2 else "user"
-            caribou.log(caribou.Message(role=role, content=f"{number}/{record} " + "x" * 200))
-            await asyncio.sleep(0)
-
-
-async def agents() -> None:
-    async with asyncio.TaskGroup() as group:
-        for number in range(AGENTS):
-            group.create_task(agent(number))
-
-
 @pytest_asyncio.fixture
 async def configured(tmp_path: Path) -> AsyncIterator[None]:
     yield
     await caribou.shutdown(1)
-
-
-def configure(url: str, database: str, tmp_path: Path) -> None:
-    caribou.configure(
-        run_id="faults",
-        phase="train",
-        clickhouse_url=url,
-        clickhouse_database=database,
-        home=tmp_path / "home",
-        batch_age=0.05,
-    )
-
-
-def account() -> caribou.SinkStats:
-    sink = caribou.stats().sinks["clickhouse"]
-    assert sink.logged == sink.delivered + sink.pending + sum(sink.dropped.values())
-    assert min(sink.delivered, sink.pending) >= 0
-    return sink
-
-
-def check_stored(server: Server, database: str) -> None:
-    """Every record is read exactly once, every trace is complete."""
-    spans = server.rows(
-        f"SELECT count() AS n, uniqExact(content) AS contents, uniqExact(span_id) AS ids "
-        f"FROM {database}.spans"
-    )
-    assert [int(value) for value in spans[0].values()] == [AGENTS * RECORDS] * 3
-    traces = server.rows(f"SELECT status, messages FROM {database}.traces")
-    assert [(t["status"], int(t["messages"])) for t in traces] == [("COMPLETED", RECORDS)] * AGENTS
-    for table in ("trace_tags", "entity_metadata"):
-        (rows,) = server.rows(f"SELECT count() AS n FROM {database}.{table}")
-        assert int(rows["n"]) == AGENTS
-
-
-async def run_through(scenario: Scenario, proxy: FaultProxy, server: Server, database: str) -> None:
-    if scenario.from_start:
-        scenario.begin(proxy, server)
-    await agent(0)
-    if not scenario.from_start:
-        assert (await caribou.flush(20)).complete
-        scenario.begin(proxy, server)
-    async with asyncio.TaskGroup() as group:
-        for number in range(1, AGENTS):
-            group.create_task(agent(number))
-    result = await caribou.flush(0.5)
-    assert result.seconds < 2
-    assert account().logged == ROWS
-    if not scenario.delivers:
-        assert not result.complete
-        assert result.pending > 0
-        assert account().last_error is not None or scenario.name == "black hole"
-    await asyncio.to_thread(scenario.heal, proxy, server)
-    result = await caribou.flush(60)
-    assert result.complete
-    assert (account().delivered, account().pending) == (ROWS, 0)
-    assert account().last_error is None
 
 
 @pytest.mark.parametrize("scenario", ON_THE_WIRE, ids=str)
@@ -129,7 +65,7 @@ async def test_no_fault_on_the_wire_loses_or_doubles_a_record(
     configured: None,
 ) -> None:
     configure(proxy.url, database, tmp_path)
-    await run_through(scenario, proxy, door, database)
+    await run_through(scenario, proxy, door)
     check_stored(door, database)
 
 
@@ -139,9 +75,67 @@ async def test_no_fault_on_the_native_wire_loses_or_doubles_a_record(
 ) -> None:
     with NativeProxy(door.native_port) as proxy:
         configure(proxy.url, database, tmp_path)
-        await run_through(scenario, proxy, door, database)
+        await run_through(scenario, proxy, door)
         await caribou.shutdown(5)
     check_stored(door, database)
+
+
+@pytest.fixture
+def there() -> Iterator[Langfuse]:
+    with langfuse() as there:
+        yield there
+
+
+@pytest.fixture
+def collector() -> Iterator[Receiver]:
+    with receiver() as collector:
+        yield collector
+
+
+async def run_beside_langfuse(
+    scenario: Scenario,
+    proxy: FaultProxy,
+    server: Server,
+    there: Langfuse,
+    collector: Receiver,
+    database: str,
+) -> None:
+    """The same with Langfuse and an OTLP backend on, which get all of it during the fault."""
+    spans = AGENTS * (RECORDS + 1)
+
+    def heal(proxy: FaultProxy, server: Server) -> None:
+        wait_until(lambda: len(there.spans) == len(collector.spans) == spans)
+        scenario.heal(proxy, server)
+
+    await run_through(replace(scenario, heal=heal), proxy, server)
+    for name in ("langfuse", "otlp"):
+        sink = account(name)
+        # Without tags and metadata, which the summaries have.
+        assert (sink.logged, sink.pending, sink.dropped) == (AGENTS * (RECORDS + 2), 0, {})
+        assert sink.last_error is None
+    check_stored(server, database)
+    found, compared = differences(
+        lambda query: server.rows(query.replace("{database}", database)), collector, there
+    )
+    assert found == []
+    assert compared["spans"] + compared["roots"] == spans
+    # Nothing of ClickHouse's trouble makes them get anything again.
+    assert there.received == collector.received == spans
+
+
+@pytest.mark.parametrize("scenario", ON_THE_WIRE, ids=str)
+async def test_no_fault_on_the_wire_keeps_a_record_from_langfuse(
+    scenario: Scenario,
+    door: DoorServer,
+    proxy: FaultProxy,
+    there: Langfuse,
+    collector: Receiver,
+    database: str,
+    tmp_path: Path,
+    configured: None,
+) -> None:
+    configure(proxy.url, database, tmp_path, **settings(there), otlp=collector.url)
+    await run_beside_langfuse(scenario, proxy, door, there, collector, database)
 
 
 @pytest.fixture
@@ -157,8 +151,21 @@ async def test_a_restart_of_the_current_engine_needs_none_of_the_program(
 ) -> None:
     configure(own_door.url, database, tmp_path)
     with FaultProxy(own_door.port) as proxy:
-        await run_through(RESTARTED, proxy, own_door, database)
+        await run_through(RESTARTED, proxy, own_door)
     check_stored(own_door, database)
+
+
+async def test_a_restart_keeps_no_record_from_langfuse(
+    own_door: DoorServer,
+    there: Langfuse,
+    collector: Receiver,
+    database: str,
+    tmp_path: Path,
+    configured: None,
+) -> None:
+    configure(own_door.url, database, tmp_path, **settings(there), otlp=collector.url)
+    with FaultProxy(own_door.port) as proxy:
+        await run_beside_langfuse(RESTARTED, proxy, own_door, there, collector, database)
 
 
 @BOTH_TRANSPORTS
@@ -168,7 +175,7 @@ async def test_a_restart_of_a_real_server_needs_none_of_the_program(
     old_server.create_tables(database)
     configure(transport(old_server), database, tmp_path)
     with FaultProxy(old_server.port) as proxy:
-        await run_through(RESTARTED, proxy, old_server, database)
+        await run_through(RESTARTED, proxy, old_server)
     (spans,) = old_server.rows(
         f"SELECT count() AS n, uniqExact(content) AS contents FROM {database}.spans_rows FINAL"
     )
@@ -182,7 +189,7 @@ async def test_no_fault_before_a_real_server_loses_or_doubles_a_record(
     old_server.create_tables(database)
     with FaultProxy(old_server.port) as proxy:
         configure(proxy.url, database, tmp_path)
-        await run_through(scenario, proxy, old_server, database)
+        await run_through(scenario, proxy, old_server)
         await caribou.shutdown(5)
     (spans,) = old_server.rows(
         f"SELECT count() AS n, uniqExact(content) AS contents FROM {database}.spans_rows FINAL"
@@ -197,7 +204,7 @@ async def test_no_fault_before_a_real_native_port_loses_or_doubles_a_record(
     old_server.create_tables(database)
     with NativeProxy(old_server.native_port) as proxy:
         configure(proxy.url, database, tmp_path)
-        await run_through(scenario, proxy, old_server, database)
+        await run_through(scenario, proxy, old_server)
         await caribou.shutdown(5)
     (spans,) = old_server.rows(
         f"SELECT count() AS n, uniqExact(content) AS contents FROM {database}.spans_rows FINAL"

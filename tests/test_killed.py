@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from support.langfuse import langfuse, variables
 from support.servers import DoorServer
 
 from caribou.journal.owner import owner_folders
@@ -63,11 +64,15 @@ async def main():
 asyncio.run(main())
 """
 
-STORED = """
-SELECT toUInt64(extract(
+SPANS = """
+SELECT trace_id, span_id, toUInt64(extract(
     concat(ifNull(content, ''), ifNull(result, ''), data, reasoning), 'record (\\\\d+) '
 )) AS record
-FROM {database}.{table} WHERE run_id = 'killed'
+FROM {database}.spans WHERE run_id = 'killed'
+"""
+SCORES = """
+SELECT trace_id, span_id, toUInt64(extract(reasoning, 'record (\\\\d+) ')) AS record
+FROM {database}.scores WHERE run_id = 'killed'
 """
 
 
@@ -95,9 +100,45 @@ def run_and_kill(environ: dict[str, str], seconds: float) -> list[int]:
     return [number for (number,) in struct.iter_unpack("<Q", told[: len(told) // 8 * 8])]
 
 
+Records = dict[tuple[str, str], int]
+"""Which record has which ids, of trace and span."""
+
+
+def kill_and_deliver(
+    door: DoorServer, environ: dict[str, str], by: str, seconds: float
+) -> tuple[Records, Records]:
+    """Kill the process, have ``by`` deliver the rest and check it; the spans and the scores."""
+    told = run_and_kill(environ, seconds)
+    assert told
+    after = [sys.executable, "-c", NEXT]
+    if by == "caribou replay":
+        after = [sys.executable, "-m", "caribou", "replay", "--json"]
+    subprocess.run(after, env=environ, check=True, capture_output=True)
+    spans, scores = (
+        check_stored(door, query.replace("{database}", environ["CLICKHOUSE_DATABASE"]), wanted)
+        for query, wanted in ((SPANS, told), (SCORES, [n for n in told if n % 4 == 3]))
+    )
+    # The journal is empty again: nothing would be sent a second time.
+    assert list(Path(environ["CARIBOU_HOME"], "journal").glob("*/*.ndjson")) == []
+    return spans, scores
+
+
+def check_stored(door: DoorServer, query: str, told: list[int]) -> Records:
+    rows = door.rows(query)
+    stored = [int(row["record"]) for row in rows]
+    assert len(stored) == len(set(stored)), "a record is read twice"
+    assert set(told) <= set(stored), "a record is lost"
+    # Beyond what it told there is at most the record whose telling the kill came before.
+    assert len(set(stored) - set(told)) <= 1
+    return {(row["trace_id"], row["span_id"]): int(row["record"]) for row in rows}
+
+
+BY = pytest.mark.parametrize("by", ["next process", "caribou replay"])
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("by", ["next process", "caribou replay"])
+@BY
 @pytest.mark.parametrize("transport", ["http", "native"])
 def test_killed_at_any_moment_nothing_is_lost_or_doubled(
     door: DoorServer, database: str, tmp_path: Path, by: str, transport: str
@@ -105,23 +146,41 @@ def test_killed_at_any_moment_nothing_is_lost_or_doubled(
     url = door.url if transport == "http" else door.native_url
     moments = random.SystemRandom()
     for kill in range(10):
-        home = tmp_path / str(kill)
         name = f"{database}_{kill}"
-        environ = environment(url, name, home)
-        told = run_and_kill(environ, moments.uniform(0.0, 1.2))
-        assert told
-        after = [sys.executable, "-c", NEXT]
-        if by == "caribou replay":
-            after = [sys.executable, "-m", "caribou", "replay", "--json"]
-        subprocess.run(after, env=environ, check=True, capture_output=True)
-        query = STORED.replace("{database}", name)
-        stored = [int(row["record"]) for row in door.rows(query.replace("{table}", "spans"))]
-        assert len(stored) == len(set(stored)), "a record is read twice"
-        assert set(told) <= set(stored), "a record is lost"
-        # Beyond what it told there is at most the record whose telling the kill came before.
-        assert len(set(stored) - set(told)) <= 1
-        # The journal is empty again: nothing would be sent a second time.
-        assert list((home / "journal").glob("*/*.ndjson")) == []
+        environ = environment(url, name, tmp_path / str(kill))
+        kill_and_deliver(door, environ, by, moments.uniform(0.0, 1.2))
+        door.sql(f"DROP DATABASE {name}")
+
+
+def sent(texts: dict[tuple[str, str], str]) -> Records:
+    """The records that texts tell of; the root of the next process tells of none."""
+    found = {ids: re.search(r"record (\d+) ", text) for ids, text in texts.items()}
+    return {ids: int(match[1]) for ids, match in found.items() if match is not None}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@BY
+def test_killed_at_any_moment_langfuse_has_what_clickhouse_has(
+    door: DoorServer, database: str, tmp_path: Path, by: str
+) -> None:
+    moments = random.SystemRandom()
+    for kill in range(3):
+        name = f"{database}_{kill}"
+        with langfuse() as there:
+            environ = environment(door.url, name, tmp_path / str(kill)) | variables(there)
+            spans, scores = kill_and_deliver(door, environ, by, moments.uniform(0.0, 0.9))
+            # What was sent again has replaced itself, by its ids.
+            assert spans == sent(
+                {ids: json.dumps(span.attributes) for ids, span in there.spans.items()}
+            )
+            assert len(there.scores) == len(scores)
+            assert scores == sent(
+                {
+                    (score["traceId"], score["metadata"]["span_id"]): score["comment"]
+                    for score in there.scores.values()
+                }
+            )
         door.sql(f"DROP DATABASE {name}")
 
 
