@@ -54,7 +54,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """The strict type check of the source, and of what the public API shows its users."""
-    install(session, "types", package=".[kestrel,native,otlp]")
+    install(session, "types", package=".[kestrel,native,otlp,otel]")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "caribou", "--ignoreexternal")
 

