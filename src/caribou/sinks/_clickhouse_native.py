@@ -162,7 +162,7 @@ class Client:
     def _take(self, database: str) -> Connection | None:
         """The connection that was used last, if one is still good; the others are closed."""
         oldest = asyncio.get_running_loop().time() - _KEEP_ALIVE
-        good = [item for item in self._idle if item[0] >= oldest and item[2].is_open]
+        good = [item for item in self._idle if item[0] >= oldest and item[2].is_idle]
         for item in self._idle:
             if item not in good:
                 item[2].abort()

@@ -95,10 +95,15 @@ class Connection:
         self.sent = False
 
     @property
-    def is_open(self) -> bool:
-        """False as soon as the server hung up, as far as is known."""
+    def is_idle(self) -> bool:
+        """Whether the next statement can go out: as far as is known the server has not hung up,
+        and it has said nothing since the end of its last answer. Whatever it said would be taken
+        for the answer to that statement."""
         reader = self._reader
-        return reader is not None and not reader.at_eof() and reader.exception() is None
+        if reader is None or reader.at_eof() or reader.exception() is not None:
+            return False
+        taken: Any = self._wire.reader
+        return taken.position == taken.current_buffer_size and not taken.reader._buffer
 
     @property
     def is_legacy(self) -> bool:
