@@ -73,6 +73,26 @@ def test_sql_can_only_read_there_too(door: DoorServer, database: str, tmp_path: 
     assert caribou("sql", "SELECT 1 AS one", "--json", home=tmp_path, **env).objects == [{"one": 1}]
 
 
+@pytest.mark.parametrize("form", ["--json", "--format=table"])
+def test_half_a_character_is_shown_as_unreadable(
+    door: DoorServer, database: str, tmp_path: Path, form: str
+) -> None:
+    sql = "SELECT substring('é', 1, 1) AS half"
+    servers = on(door, database), on(door, database) | {"CLICKHOUSE_URL": door.native_url}
+    assert caribou("migrate", home=tmp_path, **servers[0]).code == 0
+    for env in ({}, *servers):
+        answer = caribou("sql", sql, form, home=tmp_path, **env)
+        assert (answer.code, "\ufffd" in answer.out) == (0, True), answer.err
+
+
+def test_a_server_that_is_too_old_is_told(
+    old_server: OldServer, database: str, tmp_path: Path
+) -> None:
+    for url in (old_server.url, old_server.native_url):
+        env = on(old_server, database) | {"CLICKHOUSE_URL": url}
+        assert "too old" in refused(caribou("migrate", home=tmp_path, **env))
+
+
 def test_a_user_who_may_set_nothing_can_read(old_server: OldServer, tmp_path: Path) -> None:
     env = on(old_server, "default") | {"CLICKHOUSE_USER": "reader", "CLICKHOUSE_PASSWORD": "r"}
     answer = caribou("sql", "SELECT 'deer' AS animal", "--json", home=tmp_path, **env)

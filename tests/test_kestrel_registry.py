@@ -90,9 +90,14 @@ async def test_a_created_run_is_found_changed_and_archived(client: httpx.AsyncCl
 async def test_a_time_of_finishing_can_be_set_and_taken_back(client: httpx.AsyncClient) -> None:
     run = await ok(client, "POST", "/runs", name="r")
     path = f"/runs/{run['run_id']}"
-    at = "2026-01-31T12:00:00.123456Z"
-    assert (await ok(client, "PATCH", path, finished_at=at))["finished_at"] == at
-    assert (await ok(client, "GET", path))["finished_at"] == at
+    for at in (
+        "1970-01-01T00:00:00Z",
+        "1999-12-31T23:59:59.500000Z",
+        "2026-01-31T12:00:00.123456Z",
+        "2261-12-31T23:59:59.999999Z",
+    ):
+        assert (await ok(client, "PATCH", path, finished_at=at))["finished_at"] == at
+        assert (await ok(client, "GET", path))["finished_at"] == at
     assert (await ok(client, "PATCH", path, finished_at=None))["finished_at"] is None
     answer = await client.patch(path, json={"finished_at": "0001-01-01T00:00:00Z"})
     assert (answer.status_code, answer.json()["field"]) == (400, "finished_at")

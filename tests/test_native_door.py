@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support.kestrel import api, get, remote_backend
-from support.nativeproxy import LoseEnd, NativeProxy
+from support.nativeproxy import LoseEnd, NativeProxy, RepeatEnd
 from support.rows import make_batch, span_lines
 from support.servers import DoorServer
 from support.sinks import contents, failure, off_loop, open_sink, settled
@@ -64,6 +64,20 @@ async def test_a_lost_end_is_resolved(door: DoorServer, database: str) -> None:
             proxy.fault(LoseEnd(), times=1)
             assert type(await failure(sink.send(batch))) is Ambiguous
             assert await settled(sink, batch)
+
+
+async def test_what_comes_after_an_end_answers_nothing(door: DoorServer, database: str) -> None:
+    batch = make_batch(span_lines(5))
+    with NativeProxy(door.native_port) as proxy:
+        async with open_sink(proxy.url, database) as sink:
+            await sink.send(make_batch(span_lines(1)))
+            before = proxy.connections
+            proxy.fault(repeat := RepeatEnd(), times=1)
+            await sink.send(make_batch(span_lines(1)))
+            assert await off_loop(repeat.done.wait, 10)
+            await sink.send(batch)
+            assert await sink.confirm(batch)
+            assert proxy.connections == before + 1
 
 
 # -- queries ---------------------------------------------------------------------------------------

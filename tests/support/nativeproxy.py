@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 
 from support.faultproxy import BlackHole, Fault, FaultProxy, Link
 
@@ -33,6 +34,13 @@ class DripEnd(Fault):
     """Pass the rows on; what the server then says comes a byte at a time."""
 
     interval: float = 0.02
+
+
+@dataclass
+class RepeatEnd(Fault):
+    """Pass the rows on, and say twice that they are stored; ``done`` is set after the second."""
+
+    done: threading.Event = field(default_factory=threading.Event)
 
 
 class NativeProxy(FaultProxy):
@@ -123,6 +131,10 @@ class _Conversation:
                 else:
                     self._link.writer.write(chunk)
                     await self._link.writer.drain()
+                if self._rows and ended and isinstance(self._fault, RepeatEnd):
+                    self._link.writer.write(_END_OF_STREAM)
+                    await self._link.writer.drain()
+                    self._fault.done.set()
                 if self._inserting and not self._rows:
                     self._rows = True  # those were the columns that the server expects
                 elif self._rows and ended:

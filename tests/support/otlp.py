@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -176,11 +175,6 @@ def plain(value: AnyValue) -> Any:
             raise AssertionError("a value that is none")
         case field:
             return getattr(value, field)
-
-
-def from_json(text: str) -> Any:
-    """An attribute that holds JSON."""
-    return json.loads(text)
 
 
 @contextmanager

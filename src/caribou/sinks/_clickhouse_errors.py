@@ -55,7 +55,7 @@ _HINTS = {
         "the tables are missing or do not fit this version; run `caribou migrate`",
     ),
     **dict.fromkeys(
-        (48, 73, 115, 452),
+        (48, 50, 73, 115, 452),
         "the server is too old, or forbids a setting that Caribou needs "
         "(ClickHouse 24.8 or newer is needed)",
     ),

@@ -19,7 +19,11 @@ from caribou.sinks._clickhouse_endpoint import Endpoint
 from caribou.sinks._clickhouse_errors import ServerError
 from caribou.sinks._clickhouse_native_answers import formatted, plain
 from caribou.sinks._clickhouse_native_blocks import Block, Layout, Unreadable, UnsupportedType
-from caribou.sinks._clickhouse_native_connection import Connection, can_compress
+from caribou.sinks._clickhouse_native_connection import (
+    IS_IT_THE_PORT,
+    Connection,
+    can_compress,
+)
 
 __all__ = ["Client"]
 
@@ -138,8 +142,13 @@ class Client:
                         compress=self._compress,
                         tls=self._tls,
                     )
-                    async with asyncio.timeout(self._connect_timeout):
-                        await connection.open()
+                    try:
+                        async with asyncio.timeout(self._connect_timeout):
+                            await connection.open()
+                    except TimeoutError:
+                        # As the HTTP port does, which waits for the end of a line.
+                        reason = f"no answer within the time limit; {IS_IT_THE_PORT}"
+                        raise NoAnswer(reason, sent=False) from None
                 yield connection
         except BaseException as error:
             if connection is not None:
@@ -153,7 +162,7 @@ class Client:
     def _take(self, database: str) -> Connection | None:
         """The connection that was used last, if one is still good; the others are closed."""
         oldest = asyncio.get_running_loop().time() - _KEEP_ALIVE
-        good = [item for item in self._idle if item[0] >= oldest and item[2].is_open]
+        good = [item for item in self._idle if item[0] >= oldest and item[2].is_idle]
         for item in self._idle:
             if item not in good:
                 item[2].abort()

@@ -34,9 +34,12 @@ from caribou.sinks._clickhouse_errors import server_error
 from caribou.sinks._clickhouse_native_blocks import Block
 from caribou.sinks._resolve import look_up
 
-__all__ = ["Answer", "Connection", "can_compress"]
+__all__ = ["IS_IT_THE_PORT", "Answer", "Connection", "can_compress"]
 
 _logger = logging.getLogger("caribou")
+
+IS_IT_THE_PORT = "is it the native port (9000, or 9440 with TLS)?"
+"""What to look at where nothing answers as a native port does."""
 
 # Bytes of a block between two pauses, and in one compressed frame: a millisecond's work.
 _PIECE = 256 * 1024
@@ -92,10 +95,15 @@ class Connection:
         self.sent = False
 
     @property
-    def is_open(self) -> bool:
-        """False as soon as the server hung up, as far as is known."""
+    def is_idle(self) -> bool:
+        """Whether the next statement can go out: as far as is known the server has not hung up,
+        and it has said nothing since the end of its last answer. Whatever it said would be taken
+        for the answer to that statement."""
         reader = self._reader
-        return reader is not None and not reader.at_eof() and reader.exception() is None
+        if reader is None or reader.at_eof() or reader.exception() is not None:
+            return False
+        taken: Any = self._wire.reader
+        return taken.position == taken.current_buffer_size and not taken.reader._buffer
 
     @property
     def is_legacy(self) -> bool:
@@ -249,12 +257,15 @@ def _failures(connection: Connection) -> Generator[None]:
             sent=False,
             permanent=True,
         ) from None
+    except ssl.SSLError as error:
+        raise NoAnswer(
+            f"TLS failed; {IS_IT_THE_PORT} ({clean(str(error))})", sent=connection.sent
+        ) from None
     except OSError as error:
         raise NoAnswer(clean(error.strerror or str(error)), sent=connection.sent) from None
     except UnexpectedPacketFromServerError:
         raise NoAnswer(
-            "no ClickHouse answers there in its native protocol; is it the native port "
-            "(9000, or 9440 with TLS)?",
+            f"no ClickHouse answers there in its native protocol; {IS_IT_THE_PORT}",
             sent=connection.sent,
             permanent=not connection.sent,
         ) from None

@@ -33,6 +33,8 @@ _MISSING = "reading the local store needs the embedded engine: pip install 'cari
 _SETTINGS = (
     "output_format_json_quote_64bit_integers = 0",
     "date_time_output_format = 'iso'",
+    # A part of a text may begin or end in the middle of a character.
+    "output_format_json_validate_utf8 = 1",
     # Nested values stay JSON text, as they do on a server.
     "input_format_json_read_objects_as_strings = 1",
     "input_format_json_read_arrays_as_strings = 1",

@@ -18,6 +18,8 @@ _SETTINGS = {
     "readonly": "2",
     "output_format_json_quote_64bit_integers": "0",
     "date_time_output_format": "iso",
+    # A part of a text may begin or end in the middle of a character.
+    "output_format_json_validate_utf8": "1",
 }
 
 
