@@ -143,7 +143,9 @@ def from_environment(
     values |= {"langfuse_public_key": public, "langfuse_secret_key": secret}
     endpoint, headers = values.pop("otlp")
     values |= {"otlp_endpoint": endpoint or None, "otlp_headers": headers or ()}
-    values["otel_resource"] = resource_from_environment(environ)
+    if public is not None or endpoint or "exporters" in values:
+        # Else it is another tracer's business, whatever it looks like.
+        values["otel_resource"] = resource_from_environment(environ)
     values.setdefault("home", Path(".caribou"))
     values.setdefault("journal_dir", values["home"] / "journal")
     return Settings(**values)
@@ -206,6 +208,7 @@ def _url(value: object, schemes: tuple[str, ...] = _HTTP) -> tuple[str, str | No
     password. An empty one asks for local mode."""
     if not isinstance(value, str):
         raise InvalidType(f"must be a str, not {type(value).__name__}")
+    value = value.strip()
     if not value:
         return "", None, None
     known = " or ".join(f"{scheme}://host:port" for scheme in schemes)
@@ -219,6 +222,8 @@ def _url(value: object, schemes: tuple[str, ...] = _HTTP) -> tuple[str, str | No
         raise InvalidValue(f"has {shown}; it must have the form {known}")
     if not host:
         raise InvalidValue(f"names no host; it must have the form {known}")
+    if not host.isprintable() or " " in host:
+        raise InvalidValue(f"has a space or a control in its host; it must have the form {known}")
     if parts.query or parts.fragment:
         raise InvalidValue(f"must not have a query or a fragment; it must have the form {known}")
     shown_host = f"[{host}]" if ":" in host else quote(host, safe="")
