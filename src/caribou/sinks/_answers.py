@@ -49,9 +49,9 @@ def clean(text: str) -> str:
 
 def retry_after(value: str) -> float | None:
     """Seconds, from either form that HTTP allows: a number of them, or a date."""
-    if value.isdigit():
+    if value.isascii() and value.isdigit():
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
