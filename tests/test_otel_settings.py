@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,6 +154,28 @@ def test_the_resource() -> None:
 def test_a_resource_that_nothing_uses_stops_no_program() -> None:
     settings = read(OTEL_RESOURCE_ATTRIBUTES="another tracer minds", OTEL_SERVICE_NAME="\udcff")
     assert settings.otel_resource == ()
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector"},
+        {"LANGFUSE_PUBLIC_KEY": "pk-lf-1", "LANGFUSE_SECRET_KEY": SECRET},
+        {"CLICKHOUSE_URL": "https://ch:8443"},
+        {"KESTREL_API_URL": "https://kestrel"},
+    ],
+)
+def test_authorities_that_are_none_are_named(tmp_path: Path, there: dict[str, str]) -> None:
+    file = tmp_path / "authorities.pem"
+    for text in (None, "trust me"):
+        if text is not None:
+            file.write_text(text)
+        with pytest.raises(ConfigurationError, match=r"^SSL_CERT_FILE must name .* PEM$"):
+            read(**there, SSL_CERT_FILE=str(file))
+    # Without TLS nobody needs them.
+    read(OTEL_EXPORTER_OTLP_ENDPOINT="http://collector", SSL_CERT_FILE=str(file))
+    file.write_text("# ours\n-----BEGIN CERTIFICATE-----\n")
+    read(**there, SSL_CERT_FILE=str(file))
 
 
 def test_space_around_an_address_is_no_part_of_it() -> None:

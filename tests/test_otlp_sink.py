@@ -257,6 +257,21 @@ async def test_no_answer_is_tried_again(there: Receiver) -> None:
     assert len(there.spans) == 5
 
 
+async def test_a_port_without_tls_is_told_of_in_words() -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        sink = OTLP(f"https://127.0.0.1:{port}/v1/traces")
+        error = await failure(sink.send(make_batch(span_lines(1))))
+        await sink.aclose()
+    assert isinstance(error, Retry)
+    assert "does that port speak TLS?" in error.reason
+
+
 async def test_a_send_that_is_cancelled_leaves_the_sink_usable(there: Receiver) -> None:
     there.hang()
     async with opened(there) as sink:

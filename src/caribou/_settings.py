@@ -31,6 +31,7 @@ __all__ = ["PHASES", "Redact", "Settings", "from_environment", "is_native"]
 PHASES: Final[tuple[Phase, ...]] = ("train", "eval", "prod")
 _HTTP: Final = ("http", "https")
 _NATIVE: Final = ("clickhouse", "clickhouses")
+_TLS: Final = ("https:", "clickhouses:")
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"", "0", "false", "no", "off"})
 _SECRET: Final = frozenset(
@@ -146,6 +147,10 @@ def from_environment(
     if public is not None or endpoint or "exporters" in values:
         # Else it is another tracer's business, whatever it looks like.
         values["otel_resource"] = resource_from_environment(environ)
+    langfuse = values.get("langfuse_host", LANGFUSE_HOST) if public is not None else None
+    places = (values.get("clickhouse_url"), values.get("kestrel_api_url"), langfuse, endpoint)
+    if any(str(place).startswith(_TLS) for place in places):
+        _check_authorities(environ.get("SSL_CERT_FILE"))
     values.setdefault("home", Path(".caribou"))
     values.setdefault("journal_dir", values["home"] / "journal")
     return Settings(**values)
@@ -166,6 +171,16 @@ def _checked(
 
 def _checked_variable(variable: str, check: Callable[[object], object], text: str) -> Any:
     return _checked(variable, check, text, environment=True)
+
+
+def _check_authorities(file: str | None) -> None:
+    """OpenSSL passes over a file without certificates, and then trusts nobody."""
+    try:
+        found = not file or b"-----BEGIN " in Path(file).read_bytes()
+    except (OSError, ValueError):
+        found = False
+    if not found:
+        raise ConfigurationError("SSL_CERT_FILE must name a readable file of certificates in PEM")
 
 
 def _text(value: object) -> str:
