@@ -31,7 +31,6 @@ __all__ = ["PHASES", "Redact", "Settings", "from_environment", "is_native"]
 PHASES: Final[tuple[Phase, ...]] = ("train", "eval", "prod")
 _HTTP: Final = ("http", "https")
 _NATIVE: Final = ("clickhouse", "clickhouses")
-_TLS: Final = ("https:", "clickhouses:")
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"", "0", "false", "no", "off"})
 _SECRET: Final = frozenset(
@@ -149,7 +148,7 @@ def from_environment(
         values["otel_resource"] = resource_from_environment(environ)
     langfuse = values.get("langfuse_host", LANGFUSE_HOST) if public is not None else None
     places = (values.get("clickhouse_url"), values.get("kestrel_api_url"), langfuse, endpoint)
-    if any(str(place).startswith(_TLS) for place in places):
+    if any(str(place).startswith(("https:", "clickhouses:")) for place in places):
         _check_authorities(environ.get("SSL_CERT_FILE"))
     values.setdefault("home", Path(".caribou"))
     values.setdefault("journal_dir", values["home"] / "journal")
