@@ -55,6 +55,9 @@ class Langfuse:
         connect_timeout: seconds for reaching the host, TLS included.
     """
 
+    # The scores API has limits of its own, which are no reason to keep spans waiting.
+    apart: frozenset[str] = frozenset({"scores"})
+
     def __init__(
         self,
         host: str,
