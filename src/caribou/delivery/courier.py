@@ -68,7 +68,9 @@ class Courier:
         self.table = table
         self._link = link
         apart = link.goes_apart(table)
-        self._gate = link.gate_apart if apart else link.gate
+        self._gate, self._other_gate = link.gate, link.gate_apart
+        if apart:
+            self._gate, self._other_gate = self._other_gate, self._gate
         self._trouble = f"{link.sink.name} ({table})" if apart else link.sink.name
         self._sources = sources
         self._due = asyncio.Event()
@@ -261,9 +263,9 @@ class Courier:
                 self._gate.passed()
                 link.ledger.last_error = error.reason
                 link.notices.warn(
-                    f"{trouble}:{error.reason}",
+                    f"{link.sink.name}:{error.reason}",
                     "%s does not take rows: %s. They are kept and tried again.",
-                    trouble,
+                    link.sink.name,
                     error.reason,
                 )
                 misconfigured += 1
@@ -286,6 +288,9 @@ class Courier:
         link = self._link
         link.ledger.last_error = reason
         self._gate.failed(retry_after)
+        if self._other_gate.failures:
+            # Told of already.
+            return
         link.notices.warn(
             self._trouble,
             "%s (%s): %s. Rows wait in the journal and are delivered later.",
