@@ -145,6 +145,25 @@ def test_a_call_that_hangs_is_the_only_one_whoever_configures_what(gate: threadi
     assert len(taken) == len(set(taken)) == 8
 
 
+def test_an_exporter_that_is_taken_back_is_not_shut_down(gate: threading.Event) -> None:
+    def slow(spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        gate.wait()
+        return SpanExportResult.SUCCESS
+
+    kept, holding = Odd(success), Odd(slow)
+    caribou.configure(exporters=[kept, holding])
+    rollout()
+    # The first runtime cannot end yet, as one of its exporters hangs.
+    caribou.configure(exporters=[])
+    caribou.configure(exporters=[kept])
+    rollout()
+    gate.set()
+    assert caribou.sync.flush(10).complete
+    assert "shutdown" in holding.ended
+    assert "shutdown" not in kept.ended
+    assert len({span for call in kept.calls for span in call}) == 8
+
+
 def test_a_call_that_returns_late_is_believed(gate: threading.Event) -> None:
     exporter = Odd(lambda spans: SpanExportResult.SUCCESS if gate.wait() else None)
     asyncio.run(_returning_late(exporter, gate))

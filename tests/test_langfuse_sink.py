@@ -134,6 +134,28 @@ async def test_a_line_that_is_no_score_is_refused_here(there: Langfuse, line: by
     assert there.score_calls == 0
 
 
+@pytest.mark.parametrize("said", ["", "[]", "{}", "null", "<html>Log in</html>", '"fine"'])
+async def test_a_score_is_taken_only_by_what_answers_as_langfuse_does(
+    there: Langfuse, said: str
+) -> None:
+    there.score_answers = lambda score: (200, said, {})
+    async with opened(there) as sink:
+        error = await failure(sink.send(scores(*score_lines(1))))
+    assert isinstance(error, Misconfigured)
+    assert "answers at LANGFUSE_HOST" in error.reason
+
+
+@pytest.mark.parametrize("status", [200, 207])
+async def test_errors_of_single_events_are_read(there: Langfuse, status: int) -> None:
+    said = '{"successes":[],"errors":[{"id":"x","status":400,"message":"no such time"}]}'
+    there.answers = lambda request: (status, said, {})
+    async with opened(there) as sink:
+        error = await failure(sink.send(make_batch(span_lines(2))))
+    assert isinstance(error, Poison)
+    assert "spans rejected: 1" in error.reason
+    assert "no such time" in error.reason
+
+
 async def test_few_scores_are_on_their_way_at_once(there: Langfuse) -> None:
     there.hang()
     async with opened(there) as sink:

@@ -17,7 +17,7 @@ from support.otlp import Receiver, receiver
 from support.servers import DoorServer
 
 import caribou.sync as caribou
-from caribou import Event, Message
+from caribou import Event, Grade, Message
 from caribou.journal.owner import owner_folders
 
 
@@ -148,6 +148,21 @@ def test_one_bad_span_never_takes_its_batch_along(there: Langfuse, home: Path, h
     (letters,) = (home / "journal" / "dead").glob("spans-langfuse-*.ndjson")
     assert json.loads(letters.read_text())["row"]["content"] == "culprit"
     assert kept(home)["spans"] == 200
+
+
+@pytest.mark.parametrize(("status", "headers"), [(429, {"Retry-After": "60"}), (500, {})])
+def test_trouble_with_scores_holds_up_no_span(
+    there: Langfuse, caplog: pytest.LogCaptureFixture, status: int, headers: dict[str, str]
+) -> None:
+    there.score_answers = lambda score: (status, "{}", headers)
+    caribou.configure(**settings(there), run_id="run", phase="eval", batch_age=0.05)
+    for number in range(8):
+        with caribou.trace_run({"datapoint_id": f"d{number}"}):
+            caribou.log(Grade(score=0.5, grader_name="judge"))
+        caribou.flush(0.3)
+        assert len(there.spans) == 2 * (number + 1)
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+    assert there.score_calls < 16
 
 
 def test_a_rate_limit_is_kept_to(there: Langfuse) -> None:

@@ -87,6 +87,27 @@ def test_what_is_too_large_is_cut_between_two_characters(size: int, kept: int) -
         assert span.attributes.get(name) == (told if size > 100 else None)
 
 
+def test_a_large_value_takes_no_other_of_its_column_along() -> None:
+    metadata = {"note": "é" * 300, "session_id": "s1", "long": "y" * 60, "user_id": "u1"}
+    row = bounded({**SUMMARY, "metadata": metadata, "tags": ["hard", "z" * 300]}, longest=200)
+    assert list(row["metadata"]) == ["note", "session_id", "long", "user_id"]
+    assert len(str(row["metadata"]).encode()) < 300
+    for mapper, prefix in ((generic, "caribou."), (langfuse, "langfuse.trace.")):
+        span = mapper.to_span("traces", row)
+        assert span is not None
+        given = span.attributes
+        assert given[prefix + "metadata.session_id"] == "s1"
+        assert given[prefix + "metadata.long"] == "y" * 60
+        assert set(str(given[prefix + "metadata.note"])) == {"é"}
+        assert given["user.id"] == "u1"
+        assert given[prefix + "tags"] == ["hard"]
+    attributes = bounded({**USER, "attributes": {"a": 1, "b": "x" * 300}}, longest=200)
+    for mapper, name in ((generic, "caribou.attributes.a"), (langfuse, META + "a")):
+        span = mapper.to_span("spans", attributes)
+        assert span is not None
+        assert str(span.attributes[name]) == "1"
+
+
 def test_cut_structures_are_text_and_no_mapper_minds() -> None:
     everything = ASSISTANT | TOOL | GRADE | {"data": {"a": "x" * 50}, "prompt": "y" * 50}
     for row in (everything, ASSISTANT, TOOL, GRADE, USER, everything | {"version": 1}):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,14 +143,45 @@ def test_otlp_from_configure(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_resource() -> None:
-    assert read().otel_resource == ()
-    attributes = "service.name=shop,team=a%20b"
-    assert dict(read(OTEL_RESOURCE_ATTRIBUTES=attributes).otel_resource) == {
-        "service.name": "shop",
-        "team": "a b",
-    }
-    both = read(OTEL_RESOURCE_ATTRIBUTES=attributes, OTEL_SERVICE_NAME="till")
+    there = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
+    assert read(**there).otel_resource == ()
+    there["OTEL_RESOURCE_ATTRIBUTES"] = "service.name=shop,team=a%20b"
+    assert dict(read(**there).otel_resource) == {"service.name": "shop", "team": "a b"}
+    both = read(**there, OTEL_SERVICE_NAME="till")
     assert dict(both.otel_resource)["service.name"] == "till"
+
+
+def test_a_resource_that_nothing_uses_stops_no_program() -> None:
+    settings = read(OTEL_RESOURCE_ATTRIBUTES="another tracer minds", OTEL_SERVICE_NAME="\udcff")
+    assert settings.otel_resource == ()
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector"},
+        {"LANGFUSE_PUBLIC_KEY": "pk-lf-1", "LANGFUSE_SECRET_KEY": SECRET},
+        {"CLICKHOUSE_URL": "https://ch:8443"},
+        {"KESTREL_API_URL": "https://kestrel"},
+    ],
+)
+def test_authorities_that_are_none_are_named(tmp_path: Path, there: dict[str, str]) -> None:
+    file = tmp_path / "authorities.pem"
+    for text in (None, "trust me"):
+        if text is not None:
+            file.write_text(text)
+        with pytest.raises(ConfigurationError, match=r"^SSL_CERT_FILE must name .* PEM$"):
+            read(**there, SSL_CERT_FILE=str(file))
+    # Without TLS nobody needs them.
+    read(OTEL_EXPORTER_OTLP_ENDPOINT="http://collector", SSL_CERT_FILE=str(file))
+    file.write_text("# ours\n-----BEGIN CERTIFICATE-----\n")
+    read(**there, SSL_CERT_FILE=str(file))
+
+
+def test_space_around_an_address_is_no_part_of_it() -> None:
+    assert read(LANGFUSE_HOST=" https://langfuse.example \n").langfuse_host == (
+        "https://langfuse.example"
+    )
 
 
 def test_no_secret_is_shown() -> None:
@@ -169,6 +201,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("langfuse_host", "langfuse.example", "http://host:port or https://host:port"),
     ("langfuse_host", f"https://pk:{SECRET}@langfuse.example", "LANGFUSE_SECRET_KEY"),
     ("langfuse_host", 5, "str"),
+    ("langfuse_host", "https://langfuse example", "space"),
+    ("langfuse_host", "https://langfuse\0.example", "control"),
     ("otlp", "grpc://collector:4317", "http://host:port or https://host:port"),
     ("otlp", f"http://u:{SECRET}@collector", "OTEL_EXPORTER_OTLP_HEADERS"),
     ("otlp", 5, "endpoint"),
@@ -208,12 +242,14 @@ def test_a_wrong_argument_is_named_and_changes_nothing(name: str, value: Any, wo
         ("OTEL_EXPORTER_OTLP_HEADERS", "k=%ff", "URL-encoded"),
         ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", f"={SECRET}", "key=value"),
         ("OTEL_RESOURCE_ATTRIBUTES", "shop", "key=value"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "shop=\udcff", "UTF-8"),
+        ("OTEL_SERVICE_NAME", "\udcff", "UTF-8"),
     ],
 )
 def test_a_wrong_variable_is_named(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str
 ) -> None:
-    if "HEADERS" in variable:
+    if "ENDPOINT" not in variable:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigurationError) as refused:

@@ -27,6 +27,8 @@ pytestmark = pytest.mark.asyncio
 
 Sink = OTLP | LangfuseSink
 
+API_KEY = "s3cret-0123"
+
 
 @pytest.fixture(params=[Receiver, JsonReceiver, Langfuse], ids=["protobuf", "json", "langfuse"])
 def there(request: pytest.FixtureRequest) -> Iterator[Receiver]:
@@ -43,7 +45,7 @@ async def opened(there: Receiver, **options: Any) -> AsyncIterator[Sink]:
         keys = {"public_key": PUBLIC_KEY, "secret_key": SECRET_KEY}
         sink = LangfuseSink(there.url, **keys, **options)
     else:
-        headers = {"x-api-key": "s3cret"}
+        headers = {"x-api-key": API_KEY}
         sink = OTLP(f"{there.url}/v1/traces", headers=headers, **options)
     try:
         yield sink
@@ -72,7 +74,7 @@ async def test_a_batch_arrives_as_spans_of_this_library(there: Receiver) -> None
         assert there.complaints == []
     else:
         assert request.path == "/v1/traces"
-        assert request.headers["x-api-key"] == "s3cret"
+        assert request.headers["x-api-key"] == API_KEY
 
 
 async def test_requests_are_bounded_and_a_large_span_goes_alone(there: Receiver) -> None:
@@ -177,11 +179,59 @@ async def test_a_warning_is_no_refusal_and_told_once(caplog: pytest.LogCaptureFi
 
 @pytest.mark.parametrize("kind", ["text/html", "application/json", "application/x-protobuf"])
 async def test_what_is_no_otlp_receiver_takes_nothing(there: Receiver, kind: str) -> None:
-    there.answers = lambda request: (200, "<html>Welcome!</html>", {})
+    there.answers = lambda request: (200, "<html>Welcome!</html>", {"Content-Type": kind})
     async with opened(there) as sink:
         error = await failure(sink.send(make_batch(span_lines(1))))
     assert isinstance(error, Misconfigured)
     assert "answers at" in error.reason
+
+
+@pytest.mark.parametrize(
+    ("says", "kind"),
+    [
+        ("<html>The plain HTTP request was sent to HTTPS port</html>", "text/html"),
+        ("Client sent an HTTP request to an HTTPS server.", "text/plain"),
+    ],
+)
+async def test_a_gateways_refusal_is_no_rows_fault(there: Receiver, says: str, kind: str) -> None:
+    there.answers = lambda request: (400, says, {"Content-Type": kind})
+    async with opened(there) as sink:
+        error = await failure(sink.send(make_batch(span_lines(3))))
+    assert isinstance(error, Misconfigured)
+    assert "answers at" in error.reason
+
+
+async def test_a_flood_of_an_answer_does_not_fill_the_memory(there: Receiver) -> None:
+    there.answers = lambda request: (200, '{"a":"' + "x" * (32 << 20) + '"}', {})
+    async with opened(there) as sink:
+        error = await failure(sink.send(make_batch(span_lines(1))))
+    assert isinstance(error, Misconfigured)
+    assert "bytes came back" in error.reason
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 500])
+async def test_a_key_that_a_server_repeats_is_not_shown(there: Receiver, status: int) -> None:
+    secrets = (SECRET_KEY, AUTHORIZATION.removeprefix("Basic "), API_KEY)
+
+    def repeat(request: Any) -> Any:
+        sent = request.headers.get("x-api-key") or request.headers["Authorization"]
+        assert any(secret in sent for secret in secrets)
+        ours = SECRET_KEY if isinstance(there, Langfuse) else ""
+        return status, f"{sent} {ours} is wrong", {}
+
+    there.answers = repeat
+    async with opened(there) as sink:
+        error = await failure(sink.send(make_batch(span_lines(1))))
+    assert "is wrong" in error.reason
+    assert not any(secret in error.reason for secret in secrets)
+
+
+@pytest.mark.parametrize("value", ["²", "soon", "Mon, 01 Jan 2020 00:00:00 +99999999999999999"])
+async def test_a_senseless_wait_is_none(there: Receiver, value: str) -> None:
+    there.answers = lambda request: (429, "enough", {"Retry-After": value})
+    async with opened(there) as sink:
+        error = await failure(sink.send(make_batch(span_lines(1))))
+    assert (type(error), error.retry_after) == (Retry, None)
 
 
 async def test_hostile_answers_are_shown_on_one_harmless_line(there: Receiver) -> None:
@@ -205,6 +255,21 @@ async def test_no_answer_is_tried_again(there: Receiver) -> None:
         await sink.send(batch)
         assert not await sink.confirm(batch)
     assert len(there.spans) == 5
+
+
+async def test_a_port_without_tls_is_told_of_in_words() -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        sink = OTLP(f"https://127.0.0.1:{port}/v1/traces")
+        error = await failure(sink.send(make_batch(span_lines(1))))
+        await sink.aclose()
+    assert isinstance(error, Retry)
+    assert "does that port speak TLS?" in error.reason
 
 
 async def test_a_send_that_is_cancelled_leaves_the_sink_usable(there: Receiver) -> None:

@@ -128,6 +128,13 @@ def resource_from_environment(environ: Mapping[str, str]) -> Headers:
         raise ConfigurationError(f"OTEL_RESOURCE_ATTRIBUTES {problem}") from None
     if service := environ.get("OTEL_SERVICE_NAME"):
         found["service.name"] = service
+    for variable, texts in (
+        ("OTEL_SERVICE_NAME", [service or ""]),
+        ("OTEL_RESOURCE_ATTRIBUTES", [*found, *found.values()]),
+    ):
+        # Bytes that are no UTF-8 are lone surrogates in the environment.
+        if any("\ud800" <= char <= "\udfff" for text in texts for char in text):
+            raise ConfigurationError(f"{variable} must be text in UTF-8")
     return tuple(found.items())
 
 

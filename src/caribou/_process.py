@@ -98,6 +98,9 @@ def reconfigure(settings: Settings) -> None:
     global _settings, _current
     with _lock:
         _settings = settings
+        for retirement in _retiring:
+            # What an earlier call took an exporter from may still be ending.
+            retirement.runtime.succeeded_by(settings)
         previous = _current
         if previous is None:
             return

@@ -183,10 +183,10 @@ class Runtime:
         return FlushResult(complete=complete, seconds=time.monotonic() - began, sinks=sinks)
 
     def succeeded_by(self, settings: Settings) -> None:
-        """Before ``close()``, where a runtime with ``settings`` goes on: exporters that it uses as
-        well are not to be shut down."""
+        """Before the end of ``close()``, where a runtime with ``settings`` goes on: exporters that
+        it uses as well are not to be shut down."""
         for sink in self._exporters:
-            sink.stays = sink.exporter in settings.exporters
+            sink.stays = sink.stays or sink.exporter in settings.exporters
 
     def abandon(self) -> None:
         """In a forked child."""

@@ -143,7 +143,13 @@ def from_environment(
     values |= {"langfuse_public_key": public, "langfuse_secret_key": secret}
     endpoint, headers = values.pop("otlp")
     values |= {"otlp_endpoint": endpoint or None, "otlp_headers": headers or ()}
-    values["otel_resource"] = resource_from_environment(environ)
+    if public is not None or endpoint or "exporters" in values:
+        # Else it is another tracer's business, whatever it looks like.
+        values["otel_resource"] = resource_from_environment(environ)
+    langfuse = values.get("langfuse_host", LANGFUSE_HOST) if public is not None else None
+    places = (values.get("clickhouse_url"), values.get("kestrel_api_url"), langfuse, endpoint)
+    if any(str(place).startswith(("https:", "clickhouses:")) for place in places):
+        _check_authorities(environ.get("SSL_CERT_FILE"))
     values.setdefault("home", Path(".caribou"))
     values.setdefault("journal_dir", values["home"] / "journal")
     return Settings(**values)
@@ -164,6 +170,16 @@ def _checked(
 
 def _checked_variable(variable: str, check: Callable[[object], object], text: str) -> Any:
     return _checked(variable, check, text, environment=True)
+
+
+def _check_authorities(file: str | None) -> None:
+    """OpenSSL passes over a file without certificates, and then trusts nobody."""
+    try:
+        found = not file or b"-----BEGIN " in Path(file).read_bytes()
+    except (OSError, ValueError):
+        found = False
+    if not found:
+        raise ConfigurationError("SSL_CERT_FILE must name a readable file of certificates in PEM")
 
 
 def _text(value: object) -> str:
@@ -206,6 +222,7 @@ def _url(value: object, schemes: tuple[str, ...] = _HTTP) -> tuple[str, str | No
     password. An empty one asks for local mode."""
     if not isinstance(value, str):
         raise InvalidType(f"must be a str, not {type(value).__name__}")
+    value = value.strip()
     if not value:
         return "", None, None
     known = " or ".join(f"{scheme}://host:port" for scheme in schemes)
@@ -219,6 +236,8 @@ def _url(value: object, schemes: tuple[str, ...] = _HTTP) -> tuple[str, str | No
         raise InvalidValue(f"has {shown}; it must have the form {known}")
     if not host:
         raise InvalidValue(f"names no host; it must have the form {known}")
+    if not host.isprintable() or " " in host:
+        raise InvalidValue(f"has a space or a control in its host; it must have the form {known}")
     if parts.query or parts.fragment:
         raise InvalidValue(f"must not have a query or a fragment; it must have the form {known}")
     shown_host = f"[{host}]" if ":" in host else quote(host, safe="")

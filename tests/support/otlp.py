@@ -92,7 +92,9 @@ class Receiver(Listener):
         refusal = self.answers(decoded)
         if refusal is not None:
             status, text, headers = refusal
+            headers = dict(headers)
             kind = "application/json" if text.startswith("{") else "text/plain"
+            kind = headers.pop("Content-Type", kind)
             return web.Response(status=status, text=text, headers=headers, content_type=kind)
         rejected = [span for span in decoded.spans if self.rejects(span)]
         for span in decoded.spans:

@@ -92,7 +92,7 @@ class Adoption:
         idle = [
             source
             for source in self.sources
-            if not source.users and all(link.gate.failures for link in self._links_waiting(source))
+            if not source.users and all(link.failures for link in self._links_waiting(source))
         ]
         for source in idle:
             self.sources.remove(source)
@@ -143,7 +143,7 @@ class Adoption:
         links = self._links_for(info)
         if not links or not concerns(folder, info, [link.sink for link in links]):
             return False
-        at_work = [link.sink for link in links if not link.gate.failures]
+        at_work = [link.sink for link in links if not link.failures]
         if len(at_work) == len(links) or (at_work and concerns(folder, info, at_work)):
             return True
         # Adopting it would help nobody now.

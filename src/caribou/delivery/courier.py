@@ -46,7 +46,18 @@ class Link:
     batch_bytes: int
     batch_rows: int
     gate: Gate = field(default_factory=Gate)
+    gate_apart: Gate = field(default_factory=Gate)
     notices: Notices = field(default_factory=Notices)
+
+    def goes_apart(self, table: str) -> bool:
+        """Whether the sink sends a table elsewhere than the others: trouble there is no trouble
+        here, and a success here does not end it."""
+        return table in getattr(self.sink, "apart", frozenset[str]())
+
+    @property
+    def failures(self) -> int:
+        """Attempts in a row that failed, anywhere."""
+        return self.gate.failures + self.gate_apart.failures
 
 
 class Courier:
@@ -56,6 +67,11 @@ class Courier:
         """``sources()`` gives what to deliver at the time: this process's own first."""
         self.table = table
         self._link = link
+        apart = link.goes_apart(table)
+        self._gate, self._other_gate = link.gate, link.gate_apart
+        if apart:
+            self._gate, self._other_gate = self._other_gate, self._gate
+        self._trouble = f"{link.sink.name} ({table})" if apart else link.sink.name
         self._sources = sources
         self._due = asyncio.Event()
         self._all_due = False
@@ -76,7 +92,7 @@ class Courier:
         self._asked += 1
         ticket = self._asked
         self._nudged.set()
-        self._link.gate.nudge()
+        self._gate.nudge()
         self.call()
         while self._finished < ticket:
             await self._pass_ended.wait()
@@ -207,16 +223,16 @@ class Courier:
     ) -> Literal["acknowledged"] | Poison | TooLarge:
         """Try until the backend has the bytes or refuses them for what or how much they are."""
         link = self._link
-        trouble = link.sink.name
+        trouble = self._trouble
         misconfigured = 0
         shortages = 0
         while True:
-            await link.gate.wait()
+            await self._gate.wait()
             try:
                 # Only now: a segment that waits for its turn is unmapped meanwhile.
                 rows = segment.map
             except OSError:
-                link.gate.abandoned()
+                self._gate.abandoned()
                 raise
             try:
                 with memoryview(rows)[part.start : part.end] as data:
@@ -230,10 +246,10 @@ class Courier:
                         in_doubt = False
                         await link.sink.send(batch)
             except asyncio.CancelledError:
-                link.gate.abandoned()
+                self._gate.abandoned()
                 raise
             except (Poison, TooLarge) as refusal:
-                link.gate.passed()
+                self._gate.passed()
                 if refusal.retry_after is None:
                     return refusal
                 # The backend is short of something now: ask for less, and not at once.
@@ -244,12 +260,12 @@ class Courier:
                     return refusal
             except Misconfigured as error:
                 # One table's trouble with a right or a setting leaves the other tables alone.
-                link.gate.passed()
+                self._gate.passed()
                 link.ledger.last_error = error.reason
                 link.notices.warn(
-                    f"{trouble}:{error.reason}",
+                    f"{link.sink.name}:{error.reason}",
                     "%s does not take rows: %s. They are kept and tried again.",
-                    trouble,
+                    link.sink.name,
                     error.reason,
                 )
                 misconfigured += 1
@@ -263,7 +279,7 @@ class Courier:
                 in_doubt = True
                 self._failed(f"{type(error).__name__} in the sink", None)
             else:
-                link.gate.passed()
+                self._gate.passed()
                 link.ledger.last_error = None
                 link.notices.settle(trouble, "%s takes rows again.", trouble)
                 return "acknowledged"
@@ -271,9 +287,12 @@ class Courier:
     def _failed(self, reason: str, retry_after: float | None) -> None:
         link = self._link
         link.ledger.last_error = reason
-        link.gate.failed(retry_after)
+        self._gate.failed(retry_after)
+        if self._other_gate.failures:
+            # Told of already.
+            return
         link.notices.warn(
-            link.sink.name,
+            self._trouble,
             "%s (%s): %s. Rows wait in the journal and are delivered later.",
             link.sink.name,
             link.sink.target,

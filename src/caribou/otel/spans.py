@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias, cast
 
@@ -43,6 +44,8 @@ LONGEST_VALUE: Final = 512 << 10
 # Made once: a union written in a call is made anew each time, which costs more than the look.
 _PLAIN: Final = (str, bool, int, float)
 _OVERSIZE: Final = "oversize"
+# Columns that hold values of many names; one that is large is not to take the others with it.
+_COLLECTIONS: Final = frozenset({"metadata", "attributes", "tags"})
 
 _encode = msgspec.json.Encoder().encode
 
@@ -177,7 +180,9 @@ def exceptions(row: Row, time_ns: int) -> tuple[SpanEvent, ...]:
 def bounded(row: Row, longest: int = LONGEST_VALUE) -> Row:
     """The row with every value that is larger than ``longest`` bytes cut between two characters.
 
-    What was no text is JSON text then. How large each was is told by :func:`sizes`.
+    What was no text is JSON text then. Of metadata and attributes each value is cut for itself,
+    the largest first, and of tags whole ones are kept. How large each column was is told by
+    :func:`sizes`.
     """
     kept: dict[str, Any] = {}
     oversize: dict[str, int] = {}
@@ -186,10 +191,41 @@ def bounded(row: Row, longest: int = LONGEST_VALUE) -> Row:
         if isinstance(value, str | list | dict):
             data = as_text(cast("object", value)).encode()
             if len(data) > longest:
-                # The bytes of a character that is cut in two are left out.
-                kept[name] = data[:longest].decode(errors="ignore")
                 oversize[name] = len(data)
+                if name not in _COLLECTIONS or isinstance(value, str):
+                    kept[name] = _first(data, longest)
+                elif isinstance(value, dict):
+                    kept[name] = _members(cast("dict[str, object]", value), longest)
+                else:
+                    kept[name] = _leading(cast("list[object]", value), longest)
     return kept | {_OVERSIZE: oversize} if oversize else row
+
+
+def _members(given: Mapping[str, object], longest: int) -> dict[str, object]:
+    """The members of an object in ``longest`` bytes: the small ones whole, the others cut to equal
+    shares, and left out where there is no room for more than the key."""
+    texts = {key: as_text(value).encode() for key, value in given.items()}
+    kept: dict[str, object] = {}
+    smallest_first = sorted(texts, key=lambda key: len(key) + len(texts[key]))
+    for done, key in enumerate(smallest_first):
+        data, name = texts[key], len(key.encode())
+        room = longest // (len(texts) - done) - name
+        if room < min(len(data), 1):
+            continue
+        kept[key] = given[key] if len(data) <= room else _first(data, room)
+        longest -= name + min(len(data), room)
+    return {key: kept[key] for key in given if key in kept}
+
+
+def _leading(given: Sequence[object], longest: int) -> list[object]:
+    """The items from the first on that have ``longest`` bytes in all."""
+    ends = itertools.accumulate(len(as_text(item).encode()) for item in given)
+    return [item for item, end in zip(given, ends, strict=True) if end <= longest]
+
+
+def _first(data: bytes, longest: int) -> str:
+    """Of a text in UTF-8, whole characters in ``longest`` bytes."""
+    return data[:longest].decode(errors="ignore")
 
 
 def sizes(row: Row) -> Mapping[str, int]:

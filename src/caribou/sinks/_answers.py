@@ -38,6 +38,9 @@ class NoAnswer(Exception):
         if "Connect call failed" in why and isinstance(cause, OSError) and cause.errno:
             # The text has the address once more, and only the number says what happened.
             why = os.strerror(cause.errno)
+        elif why == "None":
+            # An error without words, from the exchange of keys.
+            why = "the connection ended while it was made; does that port speak TLS?"
         return f"cannot be reached: {why[:1].lower()}{why[1:]}"
 
 
@@ -49,9 +52,9 @@ def clean(text: str) -> str:
 
 def retry_after(value: str) -> float | None:
     """Seconds, from either form that HTTP allows: a number of them, or a date."""
-    if value.isdigit():
+    if value.isascii() and value.isdigit():
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

@@ -11,7 +11,7 @@ import contextlib
 import importlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,8 @@ REQUEST_BYTES = 2 << 20
 # interpreter: the caller's loop waits no longer than that for it.
 _STRETCH = 0.0005
 _CHUNK = 128 << 10
+# Of what a header says, shorter words are no secrets, and stand in any text.
+_SHORTEST_SECRET = 8
 
 _decode = msgspec.json.Decoder(dict).decode
 
@@ -71,8 +73,9 @@ def open_client(
     connections: int,
     timeout: float,
     connect_timeout: float,
+    secrets: Iterable[str] = (),
 ) -> Client:
-    """A client for requests to ``url``.
+    """A client for requests to ``url``. What a header says is never shown, nor are ``secrets``.
 
     Raises:
         Misconfigured: a package is missing.
@@ -88,6 +91,12 @@ def open_client(
         who=backend.who,
         variable=backend.address,
         headers=headers,
+        secrets=[
+            word
+            for text in (*headers.values(), *secrets)
+            for word in text.split()
+            if len(word) >= _SHORTEST_SECRET
+        ],
         connections=connections,
         timeout=timeout,
         connect_timeout=connect_timeout,
@@ -172,7 +181,7 @@ class SpanSender:
         try:
             rejected, message = partial_success(answer)
         except NoAnswer:
-            raise Misconfigured(self._nobody("HTTP status 200")) from None
+            raise self.nobody(answer) from None
         if rejected > 0:
             # Which they are is not told. The courier halves the batch until it knows.
             told = f"spans rejected: {rejected}"
@@ -206,13 +215,20 @@ class SpanSender:
         if status in (400, 422):
             if "ingestion-version" in answer.reason:
                 raise Misconfigured(f"this version of {self._backend.who} is too old ({told})")
+            if answer.content_type == "text/html" or "HTTPS server" in answer.reason:
+                # A gateway's word, such as of plain HTTP to a port for TLS: the rows are blameless.
+                raise self.nobody(answer)
             raise Poison(told, code=status)
         if status in (408, 425, 429) or status >= 500:
             raise Retry(told, code=status, retry_after=answer.retry_after)
-        raise Misconfigured(self._nobody(told), code=status)
+        raise self.nobody(answer)
 
-    def _nobody(self, told: str) -> str:
-        return f"no {self._backend.who} answers at {self._backend.address} ({told})"
+    def nobody(self, answer: Answer) -> Misconfigured:
+        """The error for an answer that somebody else must have given."""
+        backend = self._backend
+        return Misconfigured(
+            f"no {backend.who} answers at {backend.address} ({_told(answer)})", code=answer.status
+        )
 
 
 def no_answer(error: NoAnswer) -> SinkError:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import zlib
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Collection, Mapping
+from typing import Any, NamedTuple, cast
 
 import aiohttp
 import msgspec
@@ -18,11 +18,13 @@ from caribou.otel.encoding import rejected
 from caribou.sinks._answers import NoAnswer, clean, retry_after
 from caribou.sinks._http import as_no_answer, open_session
 
-__all__ = ["Answer", "Client", "partial_success"]
+__all__ = ["Answer", "Client", "partial_success", "said"]
 
 # A body is compressed in pieces, so that the loop is free between them.
 _PIECE = 128 << 10
 _GZIP = 31  # window bits that ask zlib for gzip's format
+# Bytes of an answer to a success; one of OTLP is some hundred. Memory is not for others to fill.
+_LONGEST_ANSWER = 256 << 10
 
 
 class Answer(NamedTuple):
@@ -45,13 +47,16 @@ class Client:
         who: str,
         variable: str,
         headers: Mapping[str, str],
+        secrets: Collection[str],
         connections: int,
         timeout: float,
         connect_timeout: float,
     ) -> None:
-        """``who`` is asked, for people; ``variable`` holds the address."""
+        """``who`` is asked, for people; ``variable`` holds the address. Answers may quote
+        ``secrets``, which are not shown."""
         self._who = who
         self._variable = variable
+        self._secrets = [secret.encode() for secret in secrets]
         self._session: aiohttp.ClientSession = open_session(
             url,
             headers=headers,
@@ -90,15 +95,32 @@ class Client:
             async with self._session.post(
                 url, data=_whole(body), headers=headers, allow_redirects=False
             ) as response:
-                if response.status == 200:
-                    answer = await response.read()
+                if 200 <= response.status < 300:
+                    answer = await self._whole_answer(response)
                 else:
                     answer = await response.content.read(16_384)
                     response.close()
+                for secret in self._secrets:
+                    # As long as it was: protobuf tells lengths.
+                    answer = answer.replace(secret, b"*" * len(secret))
                 after = retry_after(response.headers.get("Retry-After", ""))
                 kind = response.content_type
         reason = "" if response.status == 200 else _reason(answer, kind)
         return Answer(response.status, reason, after, answer, kind)
+
+    async def _whole_answer(self, response: aiohttp.ClientResponse) -> bytes:
+        answer = bytearray()
+        async for part in response.content.iter_any():
+            answer += part
+            if len(answer) > _LONGEST_ANSWER:
+                response.close()
+                raise NoAnswer(
+                    f"no {self._who} answers at {self._variable} (more than {_LONGEST_ANSWER:,} "
+                    "bytes came back)",
+                    sent=True,
+                    permanent=True,
+                )
+        return bytes(answer)
 
 
 def partial_success(answer: Answer) -> tuple[int, str]:
@@ -112,18 +134,33 @@ def partial_success(answer: Answer) -> tuple[int, str]:
         if answer.content_type == "application/x-protobuf":
             count, message = rejected(answer.body)
         elif answer.content_type == "application/json":
-            # Langfuse answers an empty object, or what its queue told it.
-            said = msgspec.json.decode(answer.body or b"{}", type=dict[str, Any])
-            partial: dict[str, Any] = said.get("partialSuccess") or {}
+            told = said(answer)
+            partial: dict[str, Any] = told.get("partialSuccess") or {}
+            # Langfuse answers an empty object, or what became of each event.
+            errors = told.get("errors")
             if partial:
                 # In JSON, numbers of 64 bits are texts.
                 count = int(partial.get("rejectedSpans") or 0)
                 message = str(partial.get("errorMessage") or "")
+            elif errors and isinstance(errors, list):
+                refused = cast("list[Any]", errors)
+                count, message = len(refused), str(refused[0])
         elif answer.body:
             raise ValueError(answer.content_type)
     except (ValueError, TypeError, AttributeError, msgspec.DecodeError) as error:
         raise NoAnswer(clean(str(error)), sent=True, permanent=True) from None
     return count, clean(message)
+
+
+def said(answer: Answer) -> dict[str, Any]:
+    """What an answer in JSON says; nothing where it is empty.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    if answer.content_type != "application/json":
+        raise ValueError(answer.content_type)
+    return msgspec.json.decode(answer.body or b"{}", type=dict[str, Any])
 
 
 async def _whole(body: bytes) -> AsyncIterator[bytes]:
@@ -146,10 +183,10 @@ def _reason(answer: bytes, content_type: str) -> str:
     """What a refusal says, on one line: receivers answer in JSON, in protobuf or in plain text."""
     if content_type == "application/json":
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-            said = msgspec.json.decode(answer, type=dict[str, Any])
-            texts = [said.get(name) for name in ("error", "message")]
+            told = msgspec.json.decode(answer, type=dict[str, Any])
+            texts = [told.get(name) for name in ("error", "message")]
             found = ": ".join(text for text in texts if isinstance(text, str))
-            return clean(found or str(said))
+            return clean(found or str(told))
     if content_type == "text/html":
         return ""
     # A Status in protobuf is a text with a few bytes around it.

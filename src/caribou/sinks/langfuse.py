@@ -11,6 +11,8 @@ from base64 import b64encode
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from caribou.otel.langfuse import to_score, to_span
 from caribou.sinks._answers import NoAnswer
 from caribou.sinks._otlp import (
@@ -52,6 +54,9 @@ class Langfuse:
         timeout: seconds for one request, its answer included.
         connect_timeout: seconds for reaching the host, TLS included.
     """
+
+    # The scores API has limits of its own, which are no reason to keep spans waiting.
+    apart: frozenset[str] = frozenset({"scores"})
 
     def __init__(
         self,
@@ -159,11 +164,20 @@ class Langfuse:
             raise min(failures, key=lambda failure: not isinstance(failure, Retry | Misconfigured))
 
     async def _post_score(self, score: dict[str, Any], client: Client) -> None:
+        from caribou.sinks._otlp_http import said
+
         try:
             answer = await client.post_json(self._host + _SCORES, score)
         except NoAnswer as error:
             raise no_answer(error) from None
         self._sender.check(answer)
+        try:
+            taken = "id" in said(answer)
+        except (ValueError, msgspec.DecodeError):
+            taken = False
+        if not taken:
+            # A page that logs people in, for one, says 200 to everything.
+            raise self._sender.nobody(answer)
 
     def _open(self) -> Client:
         if self._client is None:
@@ -176,6 +190,7 @@ class Langfuse:
                     # The table that Langfuse's pages read since version 4, without a delay.
                     "x-langfuse-ingestion-version": "4",
                 },
+                secrets=[self._secret_key],
                 connections=2 + _SCORES_AT_ONCE,
                 timeout=self._timeout,
                 connect_timeout=self._connect_timeout,
