@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from support.backend import Backend, leave_rows, no_successor, running
 
-from caribou.delivery.adoption import _MOST_AT_ONCE
+from caribou.delivery.accounting import Ledger
+from caribou.delivery.adoption import _MOST_AT_ONCE, Adoption
+from caribou.delivery.courier import Link
+from caribou.delivery.dead_letters import DeadLetters
 from caribou.delivery.dispatcher import Dispatcher
 from caribou.journal.journal import Journal
 from caribou.journal.owner import is_alive, owner_folders
@@ -97,6 +100,31 @@ async def test_where_a_torn_row_cannot_be_set_aside_the_folder_is_given_back(
         assert sink.rows == [1]
     (torn,) = (tmp_path / "dead").glob("*.torn")
     assert b'{"half' in torn.read_bytes()
+
+
+async def test_half_a_look_is_not_taken_for_a_whole(tmp_path: Path) -> None:
+    """What was left for later stays so while the next look is under way."""
+    count = _MOST_AT_ONCE + 2
+    for number in range(count):
+        leave_rows(tmp_path, number)
+    sink = Backend()
+    links = [Link(sink, DeadLetters(tmp_path), Ledger(), 1 << 20, 1000)]
+    durable = {sink.name: sink.target}
+    adoption = Adoption(
+        tmp_path, lambda: None, links, durable, DeadLetters(tmp_path), adopt_any=False
+    )
+    try:
+        await adoption.look()
+        assert (len(adoption.sources), adoption.more) == (_MOST_AT_ONCE, True)
+        adoption.close()
+        look = asyncio.create_task(adoption.look())
+        await asyncio.sleep(0)
+        assert 0 < len(adoption.sources) < _MOST_AT_ONCE
+        assert adoption.more
+        await asyncio.gather(look, adoption.look())
+        assert (len(adoption.sources), adoption.more) == (_MOST_AT_ONCE, True)
+    finally:
+        adoption.close()
 
 
 def leave_for(root: Path, sinks: dict[str, str], number: int) -> None:

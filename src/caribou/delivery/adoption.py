@@ -52,6 +52,9 @@ class Adoption:
         self._dead_letters = dead_letters
         self._adopt_any = adopt_any
         self._notices = Notices()
+        self._looking = asyncio.Lock()
+        self._left = False
+        self._left_bytes = 0
 
     async def look(self) -> None:
         """Adopt folders whose owner is dead, until there are enough for now.
@@ -59,8 +62,13 @@ class Adoption:
         What a sink waits for that does not take anything now holds up no other: such folders are
         left, and given back when their places are needed.
         """
-        self.more = False
-        self.other_bytes = 0
+        async with self._looking:
+            self._left, self._left_bytes = False, 0
+            await self._look()
+            # Not before the end: who waits for everything must not take half a look for a whole.
+            self.more, self.other_bytes = self._left, self._left_bytes
+
+    async def _look(self) -> None:
         if self._root is None:
             return
         taken = {source.owner.folder for source in self.sources}
@@ -68,7 +76,7 @@ class Adoption:
             if folder in taken or folder == self._own_folder():
                 continue
             if len(self.sources) >= _MOST_AT_ONCE and not self._give_back():
-                self.more = True
+                self._left = True
                 return
             try:
                 self._consider(folder)
@@ -126,7 +134,7 @@ class Adoption:
             for file in segment_files(folder):
                 # A live process may use the segment again under another name at any moment.
                 if file.path.exists():
-                    self.other_bytes += file.path.stat().st_size
+                    self._left_bytes += file.path.stat().st_size
             return
         try:
             source = self._take(owner)
@@ -147,7 +155,7 @@ class Adoption:
         if len(at_work) == len(links) or (at_work and concerns(folder, info, at_work)):
             return True
         # Adopting it would help nobody now.
-        self.more = True
+        self._left = True
         return False
 
     def _links_for(self, info: OwnerInfo) -> list[Link]:
