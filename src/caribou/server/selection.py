@@ -164,8 +164,8 @@ class Selection:
         own = [_FIXED[name] for name in _OF_SPANS if name in self.values]
         if len(own) < len(self.fixed) + len(self.changing) + len(self.searches):
             own.append(
-                "(run_id, trace_id) IN (SELECT run_id, trace_id FROM traces_rows FINAL"
-                f" WHERE {self.where()})"
+                # Without the run, which takes longer to compare than it saves reading.
+                f"trace_id IN (SELECT trace_id FROM traces_rows FINAL WHERE {self.where()})"
             )
         return " AND ".join(own) or "1"
 
