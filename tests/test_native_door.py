@@ -36,6 +36,18 @@ async def test_makes_the_schema_stores_and_reads_back(door: DoorServer, database
     assert await contents(door, database) == ['[{"type": "text"}]'] * 100
 
 
+@pytest.mark.parametrize("piece", [1, 20, 60])
+async def test_a_block_may_end_where_a_piece_does(
+    door: DoorServer, database: str, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    """A compressed frame of nothing behind it would be taken for the next packet."""
+    monkeypatch.setattr("caribou.sinks._clickhouse_native_connection._PIECE", piece)
+    batch = make_batch(span_lines(3))
+    async with open_sink(door.native_url, database) as sink:
+        await sink.send(batch)
+        assert await sink.confirm(batch)
+
+
 async def test_progress_is_no_acknowledgement(door: DoorServer, database: str) -> None:
     """The engine holds the insert after it has reported progress."""
     batch = make_batch(span_lines(5))

@@ -207,19 +207,22 @@ class Connection:
         await info.write(writer)
         await writer.write_varint(len(columns))
         await writer.write_varint(block.rows)
-        waiting = 0
+        waiting = 1
         for name, kind, parts in columns:
             await writer.write_str(name)
             await writer.write_str(kind)
+            waiting += 1
             for part in parts:
                 await writer.write_bytes(part)
                 waiting += len(part)
                 if waiting >= _PIECE:
                     await blocks.finalize()  # what was written so far, as a frame of its own
                     waiting = 0
-            waiting += 1
             await asyncio.sleep(0)
-        await blocks.finalize()
+        if waiting:
+            # Never a frame of nothing: a block ends with its last byte, and whatever follows is
+            # taken for the next packet.
+            await blocks.finalize()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the first of the host's addresses that answers."""
