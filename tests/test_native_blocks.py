@@ -16,8 +16,9 @@ from support.sinks import off_loop, open_sink
 
 import caribou.sync as caribou
 from caribou import Event, Grade, Message, ToolExecution
+from caribou._varint import varint
 from caribou.schema import TABLES
-from caribou.sinks._clickhouse_native_blocks import Block, Unreadable, UnsupportedType, varint
+from caribou.sinks._clickhouse_native_blocks import Block, Unreadable, UnsupportedType
 from caribou.sinks.clickhouse_native import _whole_lines
 from caribou.testing import capture
 

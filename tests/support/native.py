@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from urllib.parse import urlencode
 
+from caribou._varint import varint
 from caribou.schema import TABLES
-from caribou.sinks._clickhouse_native_blocks import Block, Layout, varint
+from caribou.sinks._clickhouse_native_blocks import Block, Layout
 from caribou.sinks.base import Batch
 from support.servers import DoorServer
 

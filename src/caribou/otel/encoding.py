@@ -16,10 +16,11 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as Message
 from opentelemetry.proto.trace.v1.trace_pb2 import SpanFlags, Status
 
+from caribou._varint import varint
 from caribou._version import __version__
 
 from . import attributes as names
-from .spans import Span, Value
+from .spans import Span, Value, resource_attributes, whole
 
 __all__ = ["Envelope", "encode_span", "rejected"]
 
@@ -90,26 +91,19 @@ class Envelope:
     """What stands around spans in a request: where they come from, and which library says so."""
 
     def __init__(self, resource: Mapping[str, str]) -> None:
-        """``resource`` are attributes of the program's; its service's name among them."""
-        attributes = {
-            names.SERVICE_NAME: names.UNKNOWN_SERVICE,
-            names.SDK_NAME: "caribou",
-            names.SDK_LANGUAGE: "python",
-            names.SDK_VERSION: __version__,
-            **resource,
-        }
+        """``resource`` are attributes of the program's."""
         scope = InstrumentationScope(name="caribou", version=__version__).SerializeToString()
         schema = _field(_SCHEMA_URL, names.SCHEMA_URL.encode())
-        described = Resource(attributes=_attributes(attributes)).SerializeToString()
-        self._resource = _field(_RESOURCE, described)
+        attributes = _attributes(resource_attributes(resource))
+        self._resource = _field(_RESOURCE, Resource(attributes=attributes).SerializeToString())
         self._scope = _field(_SCOPE, scope) + schema
 
     def around(self, spans: Sequence[bytes]) -> bytes:
         """A whole request of these spans."""
         size = len(self._scope) + sum(map(len, spans))
-        scope_spans = _SCOPE_SPANS + _varint(size)
+        scope_spans = _SCOPE_SPANS + varint(size)
         head = self._resource + scope_spans
-        start = _RESOURCE_SPANS + _varint(len(head) + size) + head + self._scope
+        start = _RESOURCE_SPANS + varint(len(head) + size) + head + self._scope
         return b"".join((start, *spans))
 
 
@@ -151,21 +145,11 @@ def _value(value: Value) -> dict[str, Any]:
     if isinstance(value, bool):
         return {"bool_value": value}
     if isinstance(value, int):
-        # A sum of token counts may be more than the field holds.
-        return {"int_value": max(-(1 << 63), min(value, (1 << 63) - 1))}
+        return {"int_value": whole(value)}
     if isinstance(value, float):
         return {"double_value": value}
     return {"array_value": {"values": [{"string_value": item} for item in value]}}
 
 
 def _field(tag: bytes, data: bytes) -> bytes:
-    return tag + _varint(len(data)) + data
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+    return tag + varint(len(data)) + data

@@ -8,6 +8,8 @@ from typing import Any, Final, Literal, TypeAlias, cast
 
 import msgspec
 
+from caribou._version import __version__
+
 from . import attributes as names
 
 __all__ = [
@@ -22,14 +24,17 @@ __all__ = [
     "as_text",
     "base",
     "bounded",
+    "decoded_row",
     "exceptions",
     "is_open",
     "is_scope",
     "model_of",
     "nanoseconds",
     "put",
+    "resource_attributes",
     "sizes",
     "total",
+    "whole",
 ]
 
 Row: TypeAlias = Mapping[str, Any]
@@ -48,6 +53,7 @@ _OVERSIZE: Final = "oversize"
 _COLLECTIONS: Final = frozenset({"metadata", "attributes", "tags"})
 
 _encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(dict).decode
 
 
 class SpanEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +92,33 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     failed: bool = False
     status_message: str = ""
     events: tuple[SpanEvent, ...] = ()
+
+
+def decoded_row(line: bytes) -> Row:
+    """A line as a row whose values are of a size that backends take.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    row = _decode(line)
+    return bounded(row) if len(line) > LONGEST_VALUE else row
+
+
+def resource_attributes(resource: Mapping[str, str]) -> dict[str, str]:
+    """What tells where spans come from: ``resource`` are attributes of the program's, its service's
+    name among them."""
+    return {
+        names.SERVICE_NAME: names.UNKNOWN_SERVICE,
+        names.SDK_NAME: "caribou",
+        names.SDK_LANGUAGE: "python",
+        names.SDK_VERSION: __version__,
+        **resource,
+    }
+
+
+def whole(number: int) -> int:
+    """A number as attributes have room for it, which a sum of token counts may be more than."""
+    return max(-(1 << 63), min(number, (1 << 63) - 1))
 
 
 def is_open(row: Row) -> bool:

@@ -29,13 +29,20 @@ _OLDER_TEXT_INDEX = "tokenbf_v1(32768, 3, 0) GRANULARITY 1"
 _HAS_TEXT_INDEX = (26, 2)
 
 
-def _fill(sql: str, database: str, cluster: str | None, replicated: bool) -> str:
+def _fill(
+    sql: str,
+    database: str,
+    cluster: str | None,
+    replicated: bool,
+    text_index: str = _TEXT_INDEX,
+) -> str:
     if not database or "\0" in database:
         raise ConfigurationError("the database name must be a non-empty string")
     return (
         sql.replace("{database}", quote(database))
         .replace("{on_cluster}", f" ON CLUSTER {quote_text(cluster)}" if cluster else "")
         .replace("{replicated}", "Replicated" if replicated else "")
+        .replace("{text_index}", text_index)
     )
 
 
@@ -47,8 +54,8 @@ def _statements(sql: str) -> list[str]:
 def _steps(
     database: str, cluster: str | None, replicated: bool
 ) -> Generator[str, bytes, list[str]]:
-    def fill(sql: str) -> str:
-        return _fill(sql, database, cluster, replicated)
+    def fill(sql: str, text_index: str = _TEXT_INDEX) -> str:
+        return _fill(sql, database, cluster, replicated, text_index)
 
     # Asked first: the statement that creates it needs a right that the owner of one database,
     # made for it by somebody else, may well not have.
@@ -73,7 +80,7 @@ def _steps(
         if number in applied:
             continue
         # Not "yield from": a list cannot be sent the results.
-        for statement in _statements(fill(sql.replace("{text_index}", text_index))):  # noqa: UP028
+        for statement in _statements(fill(sql, text_index)):  # noqa: UP028
             yield statement
         yield fill(_record(number, name))
         done.append(name)
@@ -148,5 +155,5 @@ def render(database: str, cluster: str | None = None, replicated: bool = False) 
     """
     parts = ["CREATE DATABASE IF NOT EXISTS {database}{on_cluster}", _APPLIED]
     for number, name, sql in scripts():
-        parts += [*_statements(sql.replace("{text_index}", _TEXT_INDEX)), _record(number, name)]
+        parts += [*_statements(sql), _record(number, name)]
     return [_fill(part, database, cluster, replicated) for part in parts]

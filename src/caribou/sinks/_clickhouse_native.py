@@ -36,7 +36,7 @@ _LARGE = {"max_query_size": "16777216"}
 _PARAMETER = re.compile(r"param_\w+")
 _JSON_ROWS = " FORMAT JSONEachRow"
 # What only HTTP knows.
-_NOT_SETTINGS = frozenset({"wait_end_of_query", "database", "default_format", "query_id"})
+_NOT_SETTINGS = frozenset({"wait_end_of_query", "database", "default_format"})
 
 
 class Client:
@@ -60,17 +60,15 @@ class Client:
         sql: str,
         *,
         settings: Mapping[str, str],
-        body: bytes | memoryview | None = None,
-        encoding: str = "",
+        body: bytes | None = None,
     ) -> bytes:
         """Run one statement.
 
         Args:
             sql: the statement.
-            settings: what HTTP takes as URL parameters: settings, ``query_id``, ``database``,
+            settings: what HTTP takes as URL parameters: settings, ``database``,
                 ``default_format``, ``param_...``.
             body: the rows that an ``INSERT ... FORMAT JSONEachRow`` reads.
-            encoding: how ``body`` is compressed; nothing but plain text will do here.
 
         Returns:
             The answer in ``default_format``, or without one as tab-separated text.
@@ -85,12 +83,11 @@ class Client:
             for name, value in settings.items()
             if name not in _NOT_SETTINGS and not name.startswith("param_")
         }
-        query_id = settings.get("query_id", "")
         async with self._connection(settings.get("database", "")) as connection:
             if body is not None:
-                if encoding or not sql.endswith(_JSON_ROWS):
-                    raise ValueError("rows must come as plain JSONEachRow")
-                await _insert_json(connection, sql, own, bytes(body))
+                if not sql.endswith(_JSON_ROWS):
+                    raise ValueError("rows must come as JSONEachRow")
+                await _insert_json(connection, sql, own, body)
                 return b""
             for name, value in settings.items():
                 if _PARAMETER.fullmatch(name):
@@ -103,7 +100,7 @@ class Client:
             form = settings.get("default_format", "")
             if form:
                 return await formatted(connection, sql, own, form)
-            return plain(await connection.ask(sql, own, query_id), "TabSeparated")
+            return plain(await connection.ask(sql, own), "TabSeparated")
 
     async def insert(
         self,

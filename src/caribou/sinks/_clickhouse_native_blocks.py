@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain
 from typing import Any
@@ -19,7 +20,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import astuple
 
-__all__ = ["Block", "Layout", "Unreadable", "UnsupportedType", "varint"]
+from caribou._varint import varint
+
+__all__ = ["Block", "Layout", "Unreadable", "UnsupportedType"]
 
 _DATETIME64 = re.compile(r"DateTime64\((\d)(?:, ?'[^']*')?\)")
 _SECONDS = re.compile(r"(\d{10,})(?:\.(\d{0,9}))?")
@@ -32,16 +35,6 @@ class Unreadable(ValueError):
 
 class UnsupportedType(ValueError):
     """The server's table has a column of a type that Caribou's tables never have."""
-
-
-def varint(number: int) -> bytes:
-    """An unsigned number in as many bytes of seven bits as it takes, the lowest first."""
-    parts = bytearray()
-    while number > 0x7F:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)
 
 
 _VARINTS = [varint(number) for number in range(_SHORT)]
@@ -124,13 +117,14 @@ class Block:
             yield name, kind, chain((column.prefix(),), column.parts())
 
 
-class _Column:
+class _Column(ABC):
     """Values of one type. ``annotation`` is how they are read from JSON, None being no value."""
 
     annotation: Any
 
+    @abstractmethod
     def add(self, values: Sequence[Any]) -> None:
-        raise NotImplementedError
+        """Add the values of some rows."""
 
     def nulls(self, values: Sequence[Any]) -> bytes:
         """A byte a value: 1 where there is none."""
@@ -140,8 +134,9 @@ class _Column:
         """What comes before all else of the column, that of what it is made of included."""
         return b""
 
+    @abstractmethod
     def parts(self) -> Iterator[bytes]:
-        raise NotImplementedError
+        """All else, in pieces."""
 
 
 class _Fixed(_Column):

@@ -130,7 +130,7 @@ class Connection:
             await wire.send_hello()
             await wire.receive_hello()
 
-    async def ask(self, sql: str, settings: Mapping[str, str], query_id: str = "") -> Answer:
+    async def ask(self, sql: str, settings: Mapping[str, str]) -> Answer:
         """Run a statement; its answer, once the server has said that this was all.
 
         Raises:
@@ -139,7 +139,7 @@ class Connection:
         """
         answer = Answer()
         with _failures(self):
-            await self._begin(sql, settings, query_id)
+            await self._begin(sql, settings)
             while packet := await self._wire.receive_packet():
                 if packet is not True and packet.type == ServerPacket.DATA:
                     answer.columns = answer.columns or packet.block.columns_with_types
@@ -186,7 +186,7 @@ class Connection:
         if self._writer is not None:
             self._writer.transport.abort()
 
-    async def _begin(self, sql: str, settings: Mapping[str, str], query_id: str) -> None:
+    async def _begin(self, sql: str, settings: Mapping[str, str], query_id: str = "") -> None:
         self.sent = False
         wire = self._wire
         if self.is_legacy:

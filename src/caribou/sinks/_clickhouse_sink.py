@@ -25,13 +25,29 @@ from caribou.sinks._clickhouse_errors import (
 )
 from caribou.sinks.base import Batch, Misconfigured, Retry, SinkError
 
-__all__ = ["CONNECTIONS", "ClickHouseSink", "as_question"]
+__all__ = ["CONNECTIONS", "INSERT_SETTINGS", "ClickHouseSink", "as_question"]
 
 # Servers before 20.1 know neither input() nor zstd bodies, nor most of the settings.
 _OLDEST_WITH_INPUT = (20, 1)
 
 _BATCH_ID = re.compile(r"[A-Za-z0-9._:-]+")
 CONNECTIONS = 2
+# Every setting that the outcome hangs on is said, since a server's profile may hold another. Never
+# send_logs_level: over the native protocol, log packets would come between the rows and their
+# acknowledgement.
+INSERT_SETTINGS = {
+    "async_insert": "0",
+    # One block, and it stays one.
+    "max_insert_block_size": "1000000000",
+    "min_insert_block_size_rows": "1000000000",
+    "min_insert_block_size_bytes": "0",
+    "max_insert_threads": "1",
+    # Rows of old rollouts may lie in any number of months.
+    "max_partitions_per_insert_block": "0",
+    # Both versions of a row are kept until parts merge, so that reading back finds them.
+    "optimize_on_insert": "0",
+    "insert_deduplicate": "0",
+}
 _STILL_RUNNING = 1.0  # seconds until asking again whether an insert has ended
 
 

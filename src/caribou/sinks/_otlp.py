@@ -11,13 +11,12 @@ import contextlib
 import importlib
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from caribou.otel.spans import LONGEST_VALUE, Row, Span, bounded
+from caribou.otel.spans import Row, Span, decoded_row
 from caribou.sinks._answers import NoAnswer
 from caribou.sinks.base import Batch, Misconfigured, Poison, Retry, SinkError, TooLarge
 
@@ -27,12 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backend",
-    "SpanSender",
-    "decoded_row",
+    "SpanSink",
     "lines",
-    "load",
     "no_answer",
-    "open_client",
 ]
 
 _logger = logging.getLogger("caribou")
@@ -47,8 +43,6 @@ _CHUNK = 128 << 10
 # Of what a header says, shorter words are no secrets, and stand in any text.
 _SHORTEST_SECRET = 8
 
-_decode = msgspec.json.Decoder(dict).decode
-
 
 @dataclass(frozen=True, slots=True)
 class Backend:
@@ -57,50 +51,6 @@ class Backend:
     who: str
     address: str
     credentials: str
-
-
-def load() -> None:
-    """Import the HTTP client and the encoder. Where they are missing, every batch says so."""
-    with contextlib.suppress(ImportError):
-        importlib.import_module("caribou.sinks._otlp_http")
-
-
-def open_client(
-    backend: Backend,
-    url: str,
-    *,
-    headers: Mapping[str, str],
-    connections: int,
-    timeout: float,
-    connect_timeout: float,
-    secrets: Iterable[str] = (),
-) -> Client:
-    """A client for requests to ``url``. What a header says is never shown, nor are ``secrets``.
-
-    Raises:
-        Misconfigured: a package is missing.
-    """
-    try:
-        from caribou.sinks._otlp_http import Client
-    except ImportError as error:
-        raise Misconfigured(
-            f"the package of {error.name} is missing: pip install 'caribou-trace[otlp]'"
-        ) from None
-    return Client(
-        url,
-        who=backend.who,
-        variable=backend.address,
-        headers=headers,
-        secrets=[
-            word
-            for text in (*headers.values(), *secrets)
-            for word in text.split()
-            if len(word) >= _SHORTEST_SECRET
-        ],
-        connections=connections,
-        timeout=timeout,
-        connect_timeout=connect_timeout,
-    )
 
 
 class SpanSender:
@@ -231,19 +181,111 @@ class SpanSender:
         )
 
 
+class SpanSink(ABC):
+    """A ``Sink`` that sends spans to one address, but for what it is called."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        url: str,
+        to_span: Callable[[str, Row], Span | None],
+        *,
+        resource: Mapping[str, str] | None,
+        headers: Mapping[str, str],
+        secrets: Iterable[str] = (),
+        connections: int,
+        timeout: float,
+        connect_timeout: float,
+    ) -> None:
+        """``url`` is where spans are posted to. What a header says is never shown, nor are
+        ``secrets``; times are seconds."""
+        self.sender: SpanSender = SpanSender(backend, url, to_span, resource or {})
+        self._backend = backend
+        self._url = url
+        self._headers = headers
+        self._secrets = [
+            word
+            for text in (*headers.values(), *secrets)
+            for word in text.split()
+            if len(word) >= _SHORTEST_SECRET
+        ]
+        self._connections = connections
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._client: Client | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.target!r})"
+
+    @property
+    @abstractmethod
+    def target(self) -> str:
+        """Where spans go, without credentials; see ``Sink``."""
+
+    def load(self) -> None:
+        """Import the HTTP client and the encoder; see ``Sink``. Where they are missing, every batch
+        says so."""
+        with contextlib.suppress(ImportError):
+            importlib.import_module("caribou.sinks._otlp_http")
+
+    async def send(self, batch: Batch) -> None:
+        """Send the batch's rows as spans; return when the backend has taken them.
+
+        Raises:
+            SinkError: one of its subclasses, for every failure.
+        """
+        await self.sender.send(batch, self.open())
+
+    async def confirm(self, batch: Batch) -> bool:
+        """Always False: nobody can be asked, and what is sent again has the same id."""
+        return False
+
+    async def check(self) -> None:
+        """Ask whether spans would be taken, by a request without any, and close.
+
+        Raises:
+            SinkError: they would not.
+        """
+        try:
+            await self.sender.ask(self.open())
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections; the next ``send`` opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    def open(self) -> Client:
+        """The client, made when it is first needed.
+
+        Raises:
+            Misconfigured: a package is missing.
+        """
+        if self._client is None:
+            try:
+                from caribou.sinks._otlp_http import Client
+            except ImportError as error:
+                raise Misconfigured(
+                    f"the package of {error.name} is missing: pip install 'caribou-trace[otlp]'"
+                ) from None
+            self._client = Client(
+                self._url,
+                who=self._backend.who,
+                variable=self._backend.address,
+                headers=self._headers,
+                secrets=self._secrets,
+                connections=self._connections,
+                timeout=self._timeout,
+                connect_timeout=self._connect_timeout,
+            )
+        return self._client
+
+
 def no_answer(error: NoAnswer) -> SinkError:
     """What it means that no whole answer came: to send again does no harm."""
     return (Misconfigured if error.permanent else Retry)(error.reason)
-
-
-def decoded_row(line: bytes) -> Row:
-    """A line as a row whose values are of a size that backends take.
-
-    Raises:
-        ValueError: it is no JSON object.
-    """
-    row = _decode(line)
-    return bounded(row) if len(line) > LONGEST_VALUE else row
 
 
 def lines(data: memoryview) -> Iterator[bytes]:

@@ -23,14 +23,13 @@ from opentelemetry.trace.status import Status, StatusCode
 
 from caribou._version import __version__
 from caribou.otel import attributes as names
-from caribou.otel.spans import Span, Value
+from caribou.otel.spans import Span, Value, resource_attributes, whole
 
 __all__ = ["Origin", "ReadableSpan", "SpanExportResult", "untraced"]
 
 _TRACE_ID: Final = re.compile(r"[0-9a-f]{32}")
 _SPAN_ID: Final = re.compile(r"[0-9a-f]{16}")
 _KINDS: Final = {"internal": SpanKind.INTERNAL, "client": SpanKind.CLIENT}
-_INT64: Final = (1 << 63) - 1
 
 
 def untraced() -> None:
@@ -43,16 +42,8 @@ class Origin:
     """Where spans come from: the program, and the library that tells of it."""
 
     def __init__(self, resource: Mapping[str, str]) -> None:
-        """``resource`` are attributes of the program's; its service's name among them."""
-        self._resource = Resource(
-            {
-                names.SERVICE_NAME: names.UNKNOWN_SERVICE,
-                names.SDK_NAME: "caribou",
-                names.SDK_LANGUAGE: "python",
-                names.SDK_VERSION: __version__,
-                **resource,
-            }
-        )
+        """``resource`` are attributes of the program's."""
+        self._resource = Resource(resource_attributes(resource))
         self._scope = InstrumentationScope("caribou", __version__, names.SCHEMA_URL)
 
     def readable(self, span: Span) -> ReadableSpan:
@@ -94,6 +85,5 @@ def _value(value: Value) -> Value:
     if isinstance(value, str | float | bool):
         return value
     if isinstance(value, int):
-        # A sum of token counts may be more than exporters have room for.
-        return max(-_INT64 - 1, min(value, _INT64))
+        return whole(value)
     return tuple(value)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from caribou.schema import TABLES, insert_statement, quote
 from caribou.sinks._clickhouse_endpoint import HTTP, Endpoint
-from caribou.sinks._clickhouse_sink import CONNECTIONS, ClickHouseSink
+from caribou.sinks._clickhouse_sink import CONNECTIONS, INSERT_SETTINGS, ClickHouseSink
 from caribou.sinks.base import Batch
 
 if TYPE_CHECKING:
@@ -15,21 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ClickHouseHTTP"]
 
-# Every setting that the outcome hangs on is said, since a server's profile may hold another.
-_INSERT_SETTINGS = {
-    "async_insert": "0",
+_INSERT_SETTINGS = INSERT_SETTINGS | {
     "wait_end_of_query": "1",
     # One block: parsed whole before anything of it is written.
     "input_format_parallel_parsing": "0",
-    "max_insert_block_size": "1000000000",
-    "min_insert_block_size_rows": "1000000000",
-    "min_insert_block_size_bytes": "0",
-    "max_insert_threads": "1",
-    # Rows of old rollouts may lie in any number of months.
-    "max_partitions_per_insert_block": "0",
-    # Both versions of a row are kept until parts merge, so that reading back finds them.
-    "optimize_on_insert": "0",
-    "insert_deduplicate": "0",
     # Lines hold nested JSON where columns hold its text, and leave defaults out.
     "input_format_skip_unknown_fields": "1",
     "input_format_null_as_default": "1",

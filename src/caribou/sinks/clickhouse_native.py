@@ -11,29 +11,13 @@ from caribou.schema import TABLES, quote
 from caribou.sinks._clickhouse_endpoint import NATIVE, Endpoint
 from caribou.sinks._clickhouse_errors import NoAnswer, ServerError, sink_error
 from caribou.sinks._clickhouse_native_blocks import Block, Layout, Unreadable, UnsupportedType
-from caribou.sinks._clickhouse_sink import CONNECTIONS, ClickHouseSink, as_question
+from caribou.sinks._clickhouse_sink import CONNECTIONS, INSERT_SETTINGS, ClickHouseSink, as_question
 from caribou.sinks.base import Batch, Misconfigured, Poison
 
 if TYPE_CHECKING:
     from caribou.sinks._clickhouse_native import Client
 
 __all__ = ["ClickHouseNative"]
-
-# Every setting that the outcome hangs on is said, since a server's profile may hold another. Never
-# send_logs_level: log packets would come between the rows and their acknowledgement.
-_INSERT_SETTINGS = {
-    "async_insert": "0",
-    # The block stays one.
-    "max_insert_block_size": "1000000000",
-    "min_insert_block_size_rows": "1000000000",
-    "min_insert_block_size_bytes": "0",
-    "max_insert_threads": "1",
-    # Rows of old rollouts may lie in any number of months.
-    "max_partitions_per_insert_block": "0",
-    # Both versions of a row are kept until parts merge, so that reading back finds them.
-    "optimize_on_insert": "0",
-    "insert_deduplicate": "0",
-}
 
 _BATCH_COLUMN = "batch_id"
 # Bytes of lines, and about how many, that are encoded between two pauses: a millisecond's work.
@@ -90,7 +74,7 @@ class ClickHouseNative(ClickHouseSink["Client"]):
             return await self._encode(batch, columns)
 
         await self._open().insert(
-            self._statement(batch.table, names), _INSERT_SETTINGS, query_id, fill
+            self._statement(batch.table, names), INSERT_SETTINGS, query_id, fill
         )
 
     async def _marks_rows(self, table: str) -> bool:

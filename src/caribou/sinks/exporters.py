@@ -17,10 +17,8 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import msgspec
-
 from caribou.otel.generic import to_span
-from caribou.otel.spans import LONGEST_VALUE, bounded
+from caribou.otel.spans import decoded_row
 from caribou.sinks._driver import Driver, Raised, ask
 from caribou.sinks.base import Ambiguous, Batch, Misconfigured, Poison, Retry
 
@@ -43,8 +41,6 @@ _FAREWELL = 2.0
 
 # The span's id and the version of its row: a rollout that is amended is told again.
 _Key = tuple[str, int]
-
-_decode = msgspec.json.Decoder(dict).decode
 
 
 class Exporter:
@@ -171,8 +167,8 @@ class Exporter:
         while at < min(upto, len(data)) and len(spans) < _SPANS_AT_ONCE:
             start, at = at, data.index(b"\n", at) + 1
             try:
-                row = _decode(data[start:at])
-                span = to_span(table, bounded(row) if at - start > LONGEST_VALUE else row)
+                row = decoded_row(data[start : at - 1])
+                span = to_span(table, row)
                 if span is None:
                     continue
                 key = span.span_id, int(row.get("version", 0))

@@ -14,16 +14,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from caribou.otel.langfuse import to_score, to_span
+from caribou.otel.spans import decoded_row
 from caribou.sinks._answers import NoAnswer
-from caribou.sinks._otlp import (
-    Backend,
-    SpanSender,
-    decoded_row,
-    lines,
-    load,
-    no_answer,
-    open_client,
-)
+from caribou.sinks._otlp import Backend, SpanSink, lines, no_answer
 from caribou.sinks.base import Batch, Misconfigured, Poison, Retry
 
 if TYPE_CHECKING:
@@ -43,7 +36,7 @@ _SCORES_AT_ONCE = 8
 _REMEMBERED = 20_000
 
 
-class Langfuse:
+class Langfuse(SpanSink):
     """The sink for a project of Langfuse; implements ``Sink``.
 
     Args:
@@ -70,15 +63,23 @@ class Langfuse:
     ) -> None:
         self._host = host.rstrip("/")
         self._public_key = public_key
-        self._secret_key = secret_key
-        self._timeout = timeout
-        self._connect_timeout = connect_timeout
-        self._sender = SpanSender(_BACKEND, self._host + _TRACES, to_span, resource or {})
         self._scored: dict[str, None] = {}
-        self._client: Client | None = None
-
-    def __repr__(self) -> str:
-        return f"Langfuse({self.target!r})"
+        credentials = b64encode(f"{public_key}:{secret_key}".encode()).decode()
+        super().__init__(
+            _BACKEND,
+            self._host + _TRACES,
+            to_span,
+            resource=resource,
+            headers={
+                "Authorization": f"Basic {credentials}",
+                # The table that Langfuse's pages read since version 4, without a delay.
+                "x-langfuse-ingestion-version": "4",
+            },
+            secrets=[secret_key],
+            connections=2 + _SCORES_AT_ONCE,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+        )
 
     @property
     def name(self) -> str:
@@ -95,42 +96,16 @@ class Langfuse:
         """Records, summaries and scores. What the other tables hold is in the summaries."""
         return frozenset({"spans", "traces", "scores"})
 
-    def load(self) -> None:
-        """Import the HTTP client and the encoder; see ``Sink``."""
-        load()
-
     async def send(self, batch: Batch) -> None:
         """Send the batch's rows; return when Langfuse has taken them.
 
         Raises:
             SinkError: one of its subclasses, for every failure.
         """
-        client = self._open()
         if batch.table == "scores":
-            await self._send_scores(batch, client)
+            await self._send_scores(batch, self.open())
         else:
-            await self._sender.send(batch, client)
-
-    async def confirm(self, batch: Batch) -> bool:
-        """Always False: what is sent again replaces itself."""
-        return False
-
-    async def check(self) -> None:
-        """Ask whether spans would be taken, by a request without any, and close.
-
-        Raises:
-            SinkError: they would not.
-        """
-        try:
-            await self._sender.ask(self._open())
-        finally:
-            await self.aclose()
-
-    async def aclose(self) -> None:
-        """Close the connections; the next ``send`` opens new ones."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+            await super().send(batch)
 
     async def _send_scores(self, batch: Batch, client: Client) -> None:
         scores: list[dict[str, Any]] = []
@@ -170,29 +145,11 @@ class Langfuse:
             answer = await client.post_json(self._host + _SCORES, score)
         except NoAnswer as error:
             raise no_answer(error) from None
-        self._sender.check(answer)
+        self.sender.check(answer)
         try:
             taken = "id" in said(answer)
         except (ValueError, msgspec.DecodeError):
             taken = False
         if not taken:
             # A page that logs people in, for one, says 200 to everything.
-            raise self._sender.nobody(answer)
-
-    def _open(self) -> Client:
-        if self._client is None:
-            credentials = f"{self._public_key}:{self._secret_key}".encode()
-            self._client = open_client(
-                _BACKEND,
-                self._host,
-                headers={
-                    "Authorization": f"Basic {b64encode(credentials).decode()}",
-                    # The table that Langfuse's pages read since version 4, without a delay.
-                    "x-langfuse-ingestion-version": "4",
-                },
-                secrets=[self._secret_key],
-                connections=2 + _SCORES_AT_ONCE,
-                timeout=self._timeout,
-                connect_timeout=self._connect_timeout,
-            )
-        return self._client
+            raise self.sender.nobody(answer)

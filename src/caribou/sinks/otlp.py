@@ -6,14 +6,9 @@ Spans have the names of the conventions for generative AI; ``caribou.otel.generi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from caribou.otel.generic import to_span
-from caribou.sinks._otlp import Backend, SpanSender, load, open_client
-from caribou.sinks.base import Batch
-
-if TYPE_CHECKING:
-    from caribou.sinks._otlp_http import Client
+from caribou.sinks._otlp import Backend, SpanSink
 
 __all__ = ["OTLP"]
 
@@ -24,7 +19,7 @@ _BACKEND = Backend(
 )
 
 
-class OTLP:
+class OTLP(SpanSink):
     """The sink for an OTLP receiver; implements ``Sink``.
 
     Args:
@@ -44,15 +39,16 @@ class OTLP:
         timeout: float = 30.0,
         connect_timeout: float = 5.0,
     ) -> None:
-        self._url = url
-        self._headers = dict(headers or {})
-        self._timeout = timeout
-        self._connect_timeout = connect_timeout
-        self._sender = SpanSender(_BACKEND, url, to_span, resource or {})
-        self._client: Client | None = None
-
-    def __repr__(self) -> str:
-        return f"OTLP({self.target!r})"
+        super().__init__(
+            _BACKEND,
+            url,
+            to_span,
+            resource=resource,
+            headers=dict(headers or {}),
+            connections=len(self.tables),
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+        )
 
     @property
     def name(self) -> str:
@@ -68,48 +64,3 @@ class OTLP:
     def tables(self) -> frozenset[str]:
         """Records and summaries. What the other tables hold is in them."""
         return frozenset({"spans", "traces"})
-
-    def load(self) -> None:
-        """Import the HTTP client and the encoder; see ``Sink``."""
-        load()
-
-    async def send(self, batch: Batch) -> None:
-        """Send the batch's rows as spans; return when the receiver has taken them.
-
-        Raises:
-            SinkError: one of its subclasses, for every failure.
-        """
-        await self._sender.send(batch, self._open())
-
-    async def confirm(self, batch: Batch) -> bool:
-        """Always False: nobody can be asked, and a span that is sent again has the same id."""
-        return False
-
-    async def check(self) -> None:
-        """Ask whether spans would be taken, by a request without any, and close.
-
-        Raises:
-            SinkError: they would not.
-        """
-        try:
-            await self._sender.ask(self._open())
-        finally:
-            await self.aclose()
-
-    async def aclose(self) -> None:
-        """Close the connections; the next ``send`` opens new ones."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
-
-    def _open(self) -> Client:
-        if self._client is None:
-            self._client = open_client(
-                _BACKEND,
-                self._url,
-                headers=self._headers,
-                connections=len(self.tables),
-                timeout=self._timeout,
-                connect_timeout=self._connect_timeout,
-            )
-        return self._client
