@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from array import array
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,23 +62,60 @@ def null_sink() -> Iterator[Sink]:
             process.wait(5)
 
 
+@dataclass(frozen=True)
+class Server:
+    """A running server that speaks the native protocol."""
+
+    url: str
+    count: Callable[[str], int]
+
+    def counts(self) -> dict[str, int]:
+        """Records that are stored."""
+        return {"spans": self.count("spans_rows")}
+
+
+@contextlib.contextmanager
+def native_server(folder: Path) -> Iterator[Server]:
+    """Debian's ``clickhouse-server`` with the part of the schema that it holds."""
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    from support.servers import OldServer
+
+    if not OldServer.available():
+        raise SystemExit("clickhouse-server is not installed; --only names the other sides")
+    server = OldServer(folder / "server")
+    server.start()
+    try:
+        server.create_tables("caribou")
+        yield Server(
+            server.native_url,
+            lambda table: int(server.sql(f"SELECT count() FROM caribou.{table}")),
+        )
+    finally:
+        server.stop()
+
+
 def measure(
     program: str, *arguments: str, services: Collection[str] = ("clickhouse",)
 ) -> dict[str, float]:
     """Run one side of a benchmark in a fresh process with a fresh journal and a fresh sink.
 
-    The program prints its figures as one JSON object; ``counts`` of the sink are added. The sink
-    stands for each of ``services``, whose variables are set; there is none for nothing.
+    The program prints its figures as one JSON object; what the sink counted is added. The sink
+    stands for each of ``services``, whose variables are set; there is none for nothing. For
+    ``native`` it is Debian's ``clickhouse-server``.
     """
     with contextlib.ExitStack() as stack:
         home = stack.enter_context(tempfile.TemporaryDirectory(prefix="caribou-bench-"))
         own = ("CARIBOU_", "CLICKHOUSE_", "KESTREL_", "LANGFUSE_", "OTEL_")
         environment = {k: v for k, v in os.environ.items() if not k.startswith(own)}
         environment["CARIBOU_HOME"] = home
-        receiver = stack.enter_context(null_sink()) if services else None
-        for service in services:
-            assert receiver
-            environment |= {name: value or receiver.url for name, value in SERVICES[service]}
+        receiver: Sink | Server | None = None
+        if "native" in services:
+            receiver = stack.enter_context(native_server(Path(home)))
+            environment["CLICKHOUSE_URL"] = receiver.url
+        elif services:
+            receiver = stack.enter_context(null_sink())
+            for service in services:
+                environment |= {name: value or receiver.url for name, value in SERVICES[service]}
         command = [sys.executable, str(HERE / program), *arguments]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
         figures: dict[str, float] = json.loads(done.stdout)

@@ -8,7 +8,8 @@ one after the other and in turns, and delivers over HTTP to a local sink in anot
 figures are medians over the repetitions. OpenTelemetry runs with its defaults, and with a queue so
 long that nothing is dropped. ``caribou-kestrel`` is Caribou with ``KESTREL_API_URL`` set: what
 opening a rollout costs then is in ``open µs``. ``caribou-langfuse`` delivers to ClickHouse and to
-Langfuse, ``caribou-otlp`` to an OTLP backend alone, as the SDK does, with rows kept in the journal.
+Langfuse, ``caribou-otlp`` to an OTLP backend alone, as the SDK does, with rows kept in the journal,
+``caribou-native`` to Debian's ``clickhouse-server`` by the native protocol.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import statistics
 import sys
 import time
 from array import array
+from collections.abc import Callable
 
 from harness import PeakMemory, measure, quantile, table, texts, watch_lag
 from sides import SERVICES, Side, make
@@ -30,7 +32,7 @@ RECORDS = 32
 CONTENT_CHARACTERS = 400
 ORDER = (
     *("bare", "sdk", "sdk-raised"),
-    *("caribou", "caribou-kestrel", "caribou-langfuse", "caribou-otlp"),
+    *("caribou", "caribou-kestrel", "caribou-langfuse", "caribou-otlp", "caribou-native"),
 )
 
 
@@ -138,14 +140,27 @@ def verdicts(sides: dict[str, dict[str, float]]) -> list[tuple[str, str, str]]:
         # Without what reading the clock twice costs, which is in every side's figure.
         return (theirs[figure] - bare[figure]) / (ours[figure] - bare[figure])
 
+    every: list[tuple[str, Callable[[dict[str, float]], float], float, int]] = [
+        ("delivered %", lambda side: side["delivered_percent"], 100, 1),
+        ("records/s", lambda side: side["records_per_second"], 80_000, 1),
+        (
+            "lag above the bare loop's, ms",
+            lambda side: side["lag_worst_ms"] - bare["lag_worst_ms"],
+            5,
+            -1,
+        ),
+        ("peak memory growth, MiB", lambda side: side["memory_mib"], 40, -1),
+    ]
     checks = [
         ("call median, times cheaper", times_cheaper("call_median_us"), 8, 1),
         ("call p99, times cheaper", times_cheaper("call_p99_us"), 5, 1),
         ("CPU per delivered, times less", theirs["cpu_us"] / ours["cpu_us"], 8, 1),
-        ("delivered %", ours["delivered_percent"], 100, 1),
-        ("records/s", ours["records_per_second"], 80_000, 1),
-        ("lag above the bare loop's, ms", ours["lag_worst_ms"] - bare["lag_worst_ms"], 5, -1),
-        ("peak memory growth, MiB", ours["memory_mib"], 40, -1),
+        *(
+            (f"{label}, {name.removeprefix('caribou-')}", seen(sides[name]), bound, sign)
+            for label, seen, bound, sign in every
+            for name in ORDER
+            if name.startswith("caribou")
+        ),
         ("call median with Langfuse, % of without", with_langfuse, 105, -1),
         ("CPU per span over OTLP, times less", theirs["cpu_us"] / otlp["cpu_us"], 2, 1),
     ]

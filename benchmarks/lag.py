@@ -6,7 +6,8 @@
 - ``large``: 16 agents, 160 contents of 256 KB per second.
 - ``hog``: as ``steady``, while another thread computes and holds the interpreter's lock.
 
-Every run is a process of its own, and delivers over HTTP to a local sink in another process.
+Every run is a process of its own, and delivers to a local sink in another process:
+``caribou-native`` to Debian's ``clickhouse-server``, the others over HTTP.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ SCENARIOS = {
     "large": Scenario(agents=16, characters=256 * 1024),
     "hog": Scenario(agents=90, characters=400, hog=True),
 }
-SIDES = ("bare", "caribou", "caribou-langfuse")
+SIDES = ("bare", "caribou", "caribou-langfuse", "caribou-native")
 
 
 async def run_agent(side: Side, number: int, contents: list[str], end: float) -> None:
@@ -125,9 +126,11 @@ def main() -> None:
         ]
         rows.append([f"{scenario} {name}", *cells])
     table(f"Loop lag, median of {arguments.repeat}", ["", *COLUMNS], rows)
-    large = statistics.median(result["lag_p99_ms"] for result in runs["large", "caribou"])
-    verdict = "ok" if large < 5 else "MISSED"
-    print(f"\nlag p99 with 256 KB contents: required < 5 ms, seen {large:.2f} ms {verdict}")
+    print()
+    for name in SIDES[1:]:
+        large = statistics.median(result["lag_p99_ms"] for result in runs["large", name])
+        verdict = "ok" if large < 5 else "MISSED"
+        print(f"lag p99 with 256 KB contents, {name}: < 5 ms, seen {large:.2f} ms {verdict}")
 
 
 if __name__ == "__main__":

@@ -109,6 +109,24 @@ def test_a_silent_langfuse_delays_no_rollout_and_no_deadline(there: Langfuse, ho
     assert kept(home)["spans"] == 606
 
 
+def test_what_waits_for_langfuse_alone_is_not_kept_in_memory(
+    there: Langfuse, door: DoorServer, database: str, home: Path
+) -> None:
+    there.hang()
+    given = {"clickhouse_url": door.url, "clickhouse_database": database}
+    caribou.configure(**settings(there), **given)
+    with caribou.trace_run({"datapoint_id": "d", "phase": "eval"}):
+        for number in range(20_000):
+            caribou.log(Message(role="user", content=f"{number} " + "x" * 2000))
+    while caribou.flush(0.1).sinks["clickhouse"].pending:
+        pass
+    waiting = sorted(home.glob("journal/*/spans-*.ndjson"))
+    mapped = [path for path in waiting if str(path) in Path("/proc/self/maps").read_text()]
+    # The one being written, those that wait to be used, and the one that Langfuse is to take.
+    assert len(mapped) <= 6 < 10 <= len(waiting)
+    assert not caribou.shutdown(0.1).complete
+
+
 def test_refused_keys_are_named_once_and_nothing_is_lost(
     there: Langfuse, caplog: pytest.LogCaptureFixture
 ) -> None:

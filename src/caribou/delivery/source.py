@@ -127,6 +127,9 @@ class OwnSource(Source):
         assert isinstance(segment, Segment)
         table, number = segment.table, segment.number
         if not self._done(segment):
+            if segment.sealed:
+                # Whoever waits for it maps it again: a backlog is not to take memory.
+                segment.rest()
             return
         if table not in self._kept:
             self._journal.release(segment)

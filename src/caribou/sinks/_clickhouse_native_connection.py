@@ -32,6 +32,7 @@ from caribou.sinks._answers import NoAnswer, clean
 from caribou.sinks._clickhouse_endpoint import Endpoint
 from caribou.sinks._clickhouse_errors import server_error
 from caribou.sinks._clickhouse_native_blocks import Block
+from caribou.sinks._pace import Pace
 from caribou.sinks._resolve import look_up
 
 __all__ = ["IS_IT_THE_PORT", "Answer", "Connection", "can_compress"]
@@ -207,7 +208,7 @@ class Connection:
         await info.write(writer)
         await writer.write_varint(len(columns))
         await writer.write_varint(block.rows)
-        waiting = 1
+        waiting, pace = 1, Pace()
         for name, kind, parts in columns:
             await writer.write_str(name)
             await writer.write_str(kind)
@@ -218,6 +219,7 @@ class Connection:
                 if waiting >= _PIECE:
                     await blocks.finalize()  # what was written so far, as a frame of its own
                     waiting = 0
+                pace.pause()
             await asyncio.sleep(0)
         if waiting:
             # Never a frame of nothing: a block ends with its last byte, and whatever follows is

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import importlib
 import logging
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from caribou.otel.spans import Row, Span, decoded_row
 from caribou.sinks._answers import NoAnswer
+from caribou.sinks._pace import Pace
 from caribou.sinks.base import Batch, Misconfigured, Poison, Retry, SinkError, TooLarge
 
 if TYPE_CHECKING:
@@ -36,9 +36,6 @@ _logger = logging.getLogger("caribou")
 REQUEST_BYTES = 2 << 20
 """Of spans in a request, before compression; a larger span goes alone."""
 
-# Seconds of work on rows at a stretch. Then the I/O loop has its turn, which lets go of the
-# interpreter: the caller's loop waits no longer than that for it.
-_STRETCH = 0.0005
 _CHUNK = 128 << 10
 # Of what a header says, shorter words are no secrets, and stand in any text.
 _SHORTEST_SECRET = 8
@@ -89,7 +86,7 @@ class SpanSender:
             done = 0
         spans: list[bytes] = []
         size = number = 0
-        stretch = time.perf_counter()
+        pace = Pace()
         for number, line in enumerate(lines(batch.data), 1):
             if number <= done:
                 continue
@@ -105,9 +102,8 @@ class SpanSender:
             if data:
                 spans.append(data)
                 size += len(data)
-            if time.perf_counter() - stretch > _STRETCH:
+            if pace.pause():
                 await asyncio.sleep(0)
-                stretch = time.perf_counter()
         if spans:
             await self._request(client, self._envelope.around(spans))
         self._sent[batch.table] = batch.batch_id, number

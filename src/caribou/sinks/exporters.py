@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from caribou.otel.generic import to_span
 from caribou.otel.spans import decoded_row
 from caribou.sinks._driver import Driver, Raised, ask
+from caribou.sinks._pace import Pace
 from caribou.sinks.base import Ambiguous, Batch, Misconfigured, Poison, Retry
 
 if TYPE_CHECKING:
@@ -33,9 +33,6 @@ _T = TypeVar("_T")
 # more than receivers take at once.
 _SPANS_AT_ONCE = 512
 _BYTES_AT_ONCE = 1 << 20
-# Seconds of work at a stretch; then others have the interpreter for a moment.
-_STRETCH = 0.0005
-_BREATH = 0.0001
 # Seconds that the exporter has for its last words.
 _FAREWELL = 2.0
 
@@ -163,7 +160,7 @@ class Exporter:
         spans: list[ReadableSpan] = []
         keys: set[_Key] = set()
         upto = at + _BYTES_AT_ONCE
-        stretch = time.perf_counter()
+        pace = Pace()
         while at < min(upto, len(data)) and len(spans) < _SPANS_AT_ONCE:
             start, at = at, data.index(b"\n", at) + 1
             try:
@@ -178,9 +175,7 @@ class Exporter:
             if key not in self._taken[table]:
                 spans.append(readable)
             keys.add(key)
-            if time.perf_counter() - stretch > _STRETCH:
-                time.sleep(_BREATH)
-                stretch = time.perf_counter()
+            pace.pause()
         if spans:
             untraced()
             answer = ask(self.exporter, "export", spans)
