@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import socket
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from caribou.sinks.base import (
     Retry,
     TooLarge,
 )
+from caribou.sinks.clickhouse_reader import ClickHouseReader
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.filterwarnings("error")]
 
@@ -93,6 +96,30 @@ async def test_a_large_batch_leaves_the_loop_free(native_server: OldServer, data
         task.cancel()
     assert turns > 200
     assert await count(native_server, database) == (30_000, 30_000)
+
+
+async def test_nothing_that_was_sent_or_answered_stays_in_memory(
+    native_server: OldServer, database: str
+) -> None:
+    noise = random.Random(7)
+    batches = [make_batch(span_lines(20, content=noise.randbytes(12_000).hex())) for _ in range(20)]
+    reader = ClickHouseReader(native_server.native_url, database=database)
+    held: list[int] = []
+    tracemalloc.start()
+    try:
+        async with open_sink(native_server.native_url, database) as sink:
+            for batch in batches:
+                await sink.send(batch)
+                answer = await reader.query("SELECT content FROM spans_rows LIMIT 20")
+                assert answer.count(b"content") == 20
+                del answer
+                gc.collect()
+                held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+        await reader.aclose()
+    # Each is 0.24 MB there and 0.24 MB back, and noise hardly compresses.
+    assert held[-1] - held[1] < 500_000
 
 
 async def test_one_connection_serves_one_insert_after_another(

@@ -78,6 +78,7 @@ class Connection:
         ``tls`` is what a server with TLS is checked by."""
         self._endpoint = endpoint
         self._tls = tls
+        self._compress = compress
         # Of its types some say less than they take, and some nothing.
         make: Any = protocol.Connection
         self._wire = make(
@@ -125,9 +126,18 @@ class Connection:
             wire = self._wire
             wire.host, wire.port = self._endpoint.host, self._endpoint.port
             wire.reader, wire.writer = BufferedReader(reader), BufferedWriter(writer)
-            wire.block_reader = wire.get_block_reader()
             wire.block_reader_raw = BlockReader(wire.reader, wire.writer, wire.context)
-            wire.block_writer = wire.get_block_writer()
+            if self._compress:
+                from ._clickhouse_native_frames import FrameReader, FrameWriter
+
+                compressor = wire.compressor_cls(BufferedWriter())
+                size = wire.compress_block_size
+                streams = wire.reader, wire.writer, wire.context
+                wire.block_reader = FrameReader(*streams)
+                wire.block_writer = FrameWriter(*streams, compressor, size)
+            else:
+                wire.block_reader = wire.get_block_reader()
+                wire.block_writer = wire.get_block_writer()
             await wire.send_hello()
             await wire.receive_hello()
 
