@@ -12,6 +12,7 @@ from caribou.sinks._clickhouse_endpoint import NATIVE, Endpoint
 from caribou.sinks._clickhouse_errors import NoAnswer, ServerError, sink_error
 from caribou.sinks._clickhouse_native_blocks import Block, Layout, Unreadable, UnsupportedType
 from caribou.sinks._clickhouse_sink import CONNECTIONS, INSERT_SETTINGS, ClickHouseSink, as_question
+from caribou.sinks._pace import Pace
 from caribou.sinks.base import Batch, Misconfigured, Poison
 
 if TYPE_CHECKING:
@@ -21,11 +22,8 @@ __all__ = ["ClickHouseNative"]
 
 _BATCH_COLUMN = "batch_id"
 # Bytes of lines, and about how many, that are encoded between two pauses: a millisecond's work.
-_SLICE = 64 * 1024
-_SLICE_ROWS = 300
-# Seconds. A turn of the loop without one gives the interpreter lock back only to take it again
-# before a caller who waits for it wakes up, and that caller then waits 5 ms.
-_PAUSE = 0.0005
+_SLICE = 48 * 1024
+_SLICE_ROWS = 200
 
 
 class ClickHouseNative(ClickHouseSink["Client"]):
@@ -115,13 +113,14 @@ class ClickHouseNative(ClickHouseSink["Client"]):
                 f"the tables do not fit this version: {batch.table} has a column of type {error}"
             ) from None
         block = Block(layout, {_BATCH_COLUMN: batch.batch_id})
-        start, end = 0, len(batch.data)
+        start, end, pace = 0, len(batch.data), Pace()
         try:
             while start < end:
                 lines = _whole_lines(batch.data, start)
                 block.add(lines)
                 start += len(lines)
-                await asyncio.sleep(_PAUSE)
+                if pace.pause():
+                    await asyncio.sleep(0)
         except Unreadable as error:
             raise Poison(f"a row cannot be encoded: {error}") from None
         if block.rows != batch.rows:
