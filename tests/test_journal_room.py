@@ -1,5 +1,5 @@
-"""Without ClickHouse the journal is the store. At its bound it lets the oldest of what Langfuse or an
-OTLP backend has go, so that recording goes on, and nothing else."""
+"""Without ClickHouse the journal is the store. At its bound it forgets the oldest of what Langfuse or
+an OTLP backend has, and nothing else, so that recording goes on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,10 @@ def stop_recording(first: int, most: int, *, flush: float = 20.0) -> int:
     raise AssertionError(f"{most} rollouts were recorded")
 
 
+def received(there: Receiver, spans: int) -> bool:
+    return len(there.spans) == spans
+
+
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
@@ -175,8 +180,9 @@ def test_what_one_of_two_sinks_has_not_got_stays(there: Langfuse, collector: Rec
 def test_scores_that_langfuse_does_not_take_stay_and_end_nothing(there: Langfuse) -> None:
     there.score_answers = lambda score: (429, "{}", {"Retry-After": "60"})
     caribou.configure(**settings(there), max_journal_bytes=BOUND)
-    rollouts(0, 16, flush=0.5)
-    wait_until(lambda: len(there.spans) == 16 * 6)
+    for number in range(16):
+        rollouts(number, 1, flush=0.05)
+        wait_until(partial(received, there, 6 * (number + 1)))
     assert dropped() == {}
     assert len(rows(own_folder(), "scores")) == 16
     assert len(numbers(own_folder())) < 16
@@ -247,7 +253,9 @@ def test_what_others_need_is_left_alone(
         case "local":
             other = left_by(home, 5, "c.shutdown(60)")
         case _:
-            program = PROGRAM.replace("COUNT", "5") + "c.flush(60); print('done', flush=True); input()"
+            program = (
+                PROGRAM.replace("COUNT", "5") + "c.flush(60); print('done', flush=True); input()"
+            )
             living = subprocess.Popen(
                 [sys.executable, "-c", program],
                 env=environment(home, **variables(there)),

@@ -47,52 +47,53 @@ class Room:
         """Bring a journal at its bound down to nine tenths of it, as far as rows can go."""
         if not self._sinks:
             return
-        before = self._journal.bytes_held
-        if time.monotonic() >= self._look_again:
+        if time.monotonic() < self._look_again:
+            gone = self._own.let_go(self._excess)
+        else:
             # Others may have made room meanwhile.
             await self._adoption.look()
-            before = self._count(self._adoption.other_bytes)
-            if self._journal.full:
-                await self._from_all()
-                if self._excess > 0:
-                    self._look_again = time.monotonic() + _LOOK_AGAIN
-        else:
-            self._own.let_go(self._excess)
-        if self._journal.bytes_held < before and not self._told:
+            self._journal.count_others(self._adoption.other_bytes)
+            if not self._journal.full:
+                return
+            gone = await self._from_all()
+            if self._excess > 0:
+                self._look_again = time.monotonic() + _LOOK_AGAIN
+        if gone and not self._told:
             self._told = True
             _logger.warning(
-                "The journal has reached its bound (max_journal_bytes, %d MiB) and makes room: the "
-                "oldest of what %s has is deleted from the local store, now and from now on. With "
-                "a server in CLICKHOUSE_URL nothing is lost to queries; a larger max_journal_bytes "
-                "keeps more.",
+                "The journal has reached its bound (max_journal_bytes, %d MiB). From now on the "
+                "local store forgets the oldest of what is delivered (to %s), so that there is "
+                "room for new rollouts. A server in CLICKHOUSE_URL keeps everything; a larger "
+                "max_journal_bytes keeps more.",
                 self._journal.max_bytes >> 20,
-                " and ".join(self._sinks),
+                ", ".join(self._sinks),
             )
 
     @property
     def _excess(self) -> int:
         return self._journal.bytes_held - int(self._journal.max_bytes * _SHARE)
 
-    def _count(self, other_bytes: int) -> int:
-        self._journal.count_others(other_bytes)
-        return self._journal.bytes_held
-
-    async def _from_all(self) -> None:
-        """Go through the folders, the one with the oldest segment first."""
+    async def _from_all(self) -> int:
+        """Go through the folders, the one with the oldest segment first. Returns the bytes gone."""
         others = self._adoption.other_bytes
         own = self._journal.folder
-        for folder in sorted([*self._adoption.others, *([own] if own else [])], key=_begun):
+        folders = self._adoption.others if own is None else [*self._adoption.others, own]
+        gone = 0
+        for folder in sorted(folders, key=_begun):
             if self._excess <= 0:
-                return
+                break
             if folder == own:
-                self._own.let_go(self._excess)
+                gone += self._own.let_go(self._excess)
                 continue
-            # Of another user, or going away just now.
-            with suppress(OSError, JournalError):
-                others -= _let_go(folder, self._excess)
-                self._count(others)
+            # Of another user, damaged, or going away just now: the next one.
+            with suppress(OSError, ValueError, JournalError):
+                size = _let_dead_go(folder, self._excess)
+                gone += size
+                others -= size
+                self._journal.count_others(others)
             # One after another, so that the loop stays free.
             await asyncio.sleep(0)
+        return gone
 
 
 def _begun(folder: Path) -> int:
@@ -106,8 +107,8 @@ def _written(file: SegmentFile) -> int:
         return sys.maxsize
 
 
-def _let_go(folder: Path, size: int) -> int:
-    """Delete the oldest segments of a dead owner, ``size`` bytes of them, if its rows are elsewhere,
+def _let_dead_go(folder: Path, size: int) -> int:
+    """Delete the oldest segments of a dead owner whose rows are elsewhere, ``size`` bytes of them,
     and the folder with the last. Returns how many bytes went."""
     owner = Owner.adopt(folder)
     if owner is None:

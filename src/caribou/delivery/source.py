@@ -142,21 +142,23 @@ class OwnSource(Source):
                     summaries = self._journal.streams["traces"].segments[-1]
                     self._full[segment] = (summaries, summaries.committed)
 
-    def let_go(self, size: int) -> None:
+    def let_go(self, size: int) -> int:
         """Delete the oldest of the full segments that stay, ``size`` bytes of them if there are so
-        many whose rows every sink has.
+        many whose rows every sink has. Returns how many went.
 
         Metadata, tags and scores that no sink takes stand in summaries and spans too: they go when
         the summaries that were written by then are acknowledged.
         """
+        gone = 0
         for segment, (summaries, end) in tuple(self._full.items()):
-            if size <= 0:
-                return
+            if gone >= size:
+                break
             if self._done(segment) and self._acknowledged(summaries, end):
                 del self._full[segment]
                 self._journal.discard(segment)
                 self._forget(segment.table, segment.number)
-                size -= segment.size
+                gone += segment.size
+        return gone
 
     def _acknowledged(self, summaries: Segment, end: int) -> bool:
         return summaries not in self.segments("traces") or all(
@@ -340,8 +342,10 @@ def concerns(folder: Path, info: OwnerInfo, sinks: Iterable[Sink]) -> bool:
 def is_elsewhere(folder: Path, info: OwnerInfo) -> bool:
     """Whether what a dead owner traced is somewhere else than in its folder: each of the sinks that
     it named has acknowledged all that it takes, and one of them is no exporter."""
+    if not any(holds(sink) for sink in info.sinks):
+        return False
     everybody = _Everybody(folder, info.sinks)
-    return any(holds(sink) for sink in info.sinks) and not any(
+    return not any(
         takes(sink, file.table) and everybody.waits(sink, file, {})
         for file in segment_files(folder)
         for sink in info.sinks
