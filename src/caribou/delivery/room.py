@@ -39,13 +39,13 @@ class Room:
         self._journal = journal
         self._own = own
         self._adoption = adoption
-        self._sinks = [sink for sink in durable if holds(sink)]
+        self._holds = any(holds(sink) for sink in durable)
         self._look_again = 0.0
         self._told = False
 
     async def make(self) -> None:
         """Bring a journal at its bound down to nine tenths of it, as far as rows can go."""
-        if not self._sinks:
+        if not self._holds:
             return
         if time.monotonic() < self._look_again:
             gone = self._own.let_go(self._excess)
@@ -62,11 +62,10 @@ class Room:
             self._told = True
             _logger.warning(
                 "The journal has reached its bound (max_journal_bytes, %d MiB). From now on the "
-                "local store forgets the oldest of what is delivered (to %s), so that there is "
+                "local store forgets the oldest of what Langfuse or an OTLP backend has, to make "
                 "room for new rollouts. A server in CLICKHOUSE_URL keeps everything; a larger "
                 "max_journal_bytes keeps more.",
                 self._journal.max_bytes >> 20,
-                ", ".join(self._sinks),
             )
 
     @property
