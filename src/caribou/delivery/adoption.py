@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -137,8 +138,9 @@ class Adoption:
         if owner is None:
             self._left_folders.append(folder)
             for file in segment_files(folder):
-                # A live process may use the segment again under another name at any moment.
-                if file.path.exists():
+                # A live process may use the segment again under another name, or delete it, at any
+                # moment.
+                with suppress(FileNotFoundError):
                     self._left_bytes += file.path.stat().st_size
             return
         try:
