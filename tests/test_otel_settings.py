@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 import caribou.sync as caribou
 from caribou import ConfigurationError, InvalidType, InvalidValue
+from caribou._otlp_transport import Transport
 from caribou._recording import active
 from caribou._settings import Settings, from_environment
 
@@ -102,7 +104,40 @@ def test_an_empty_key_asks_for_no_langfuse(monkeypatch: pytest.MonkeyPatch) -> N
             (("k", "general"),),
         ),
         ({"OTEL_EXPORTER_OTLP_HEADERS": "k=v"}, None, ()),
-        # Another tracer of the program speaks gRPC to it.
+        # Another tracer of the program speaks gRPC to it, and its address need be no URL.
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317",
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+            },
+            None,
+            (),
+        ),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+                "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/json",
+            },
+            None,
+            (),
+        ),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
+                "OTEL_SDK_DISABLED": "True",
+            },
+            None,
+            (),
+        ),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
+                "OTEL_SDK_DISABLED": "false",
+            },
+            "http://collector:4318/v1/traces",
+            (),
+        ),
         (
             {
                 "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317",
@@ -127,6 +162,107 @@ def test_otlp_from_the_environment(
 ) -> None:
     settings = from_environment(environ=environ)
     assert (settings.otlp_endpoint, settings.otlp_headers) == (endpoint, headers)
+
+
+OPTIONS = "OTEL_EXPORTER_OTLP_"
+HTTPS = {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector"}
+
+
+def test_how_spans_travel_by_default() -> None:
+    settings = read(OTEL_EXPORTER_OTLP_ENDPOINT="http://c", OTEL_EXPORTER_OTLP_TIMEOUT=" ")
+    assert settings.otlp_transport == Transport("gzip", 30.0, None, None, None)
+
+
+def test_how_spans_travel_from_the_environment(certificate: Path, other_certificate: Path) -> None:
+    general = {
+        f"{OPTIONS}COMPRESSION": "None",
+        f"{OPTIONS}TIMEOUT": "1500",
+        f"{OPTIONS}CERTIFICATE": str(certificate),
+        f"{OPTIONS}CLIENT_CERTIFICATE": str(certificate),
+        f"{OPTIONS}CLIENT_KEY": str(certificate),
+    }
+    assert read(**HTTPS, **general).otlp_transport == Transport(
+        "none", 1.5, certificate, certificate, certificate
+    )
+    traces = {
+        f"{OPTIONS}TRACES_COMPRESSION": "gzip",
+        f"{OPTIONS}TRACES_TIMEOUT": "0",
+        f"{OPTIONS}TRACES_CERTIFICATE": str(other_certificate),
+        f"{OPTIONS}TRACES_CLIENT_CERTIFICATE": str(other_certificate),
+        f"{OPTIONS}TRACES_CLIENT_KEY": str(other_certificate),
+    }
+    other = other_certificate
+    assert read(**HTTPS, **general, **traces).otlp_transport == Transport(
+        "gzip", 3600.0, other, other, other
+    )
+    # Without an endpoint, without TLS, or for an endpoint of our own they are others' business.
+    assert read(**general, OTEL_EXPORTER_OTLP_TRACES_TIMEOUT="soon").otlp_transport == Transport()
+    plain = read(OTEL_EXPORTER_OTLP_ENDPOINT="http://c", OTEL_EXPORTER_OTLP_CERTIFICATE="no/such")
+    assert plain.otlp_transport.certificate is None
+    ours = from_environment({"otlp": "https://ours"}, environ=HTTPS | general)
+    assert ours.otlp_transport == Transport()
+
+
+def test_how_spans_travel_from_configure(certificate: Path) -> None:
+    caribou.configure(
+        otlp={
+            "endpoint": "https://c",
+            "compression": "none",
+            "timeout": 7,
+            "certificate": str(certificate),
+            "client_certificate": certificate,
+            "client_key": None,
+        }
+    )
+    assert active().otlp_transport == Transport("none", 7.0, certificate, certificate, None)
+    caribou.configure(otlp="https://c")
+    assert active().otlp_transport == Transport()
+
+
+def test_an_endpoint_from_configure_makes_the_environments_nobodys_business() -> None:
+    environ = HTTPS | {"OTEL_EXPORTER_OTLP_TIMEOUT": "10", "OTEL_SDK_DISABLED": "true"}
+    settings = from_environment({"otlp": {"endpoint": "http://ours", "timeout": 10}}, environ)
+    assert settings.otlp_endpoint == "http://ours/v1/traces"
+    assert settings.otlp_transport.timeout == 10
+
+
+def test_certificates_that_are_none_are_named(
+    tmp_path: Path, certificate: Path, other_certificate: Path
+) -> None:
+    key, crt = tmp_path / "key.pem", tmp_path / "crt.pem"
+    begin = "-----BEGIN CERTIFICATE-----"
+    for path, text in zip((key, crt), certificate.read_text().split(begin), strict=True):
+        path.write_text(text if path is key else begin + text)
+    locked, garbled = tmp_path / "locked.pem", tmp_path / "garbled.pem"
+    subprocess.run(
+        f"openssl rsa -aes128 -passout pass:x -in {key} -out {locked}".split(),
+        check=True,
+        capture_output=True,
+    )
+    garbled.write_text(f"# ours\n{begin}\n")
+    for prefix in (OPTIONS, f"{OPTIONS}TRACES_"):
+        for file in (tmp_path / "missing.pem", tmp_path, key, garbled):
+            for option in ("CERTIFICATE", "CLIENT_CERTIFICATE"):
+                message = f"^{prefix}{option} must name a .* certificates in PEM$"
+                with pytest.raises(ConfigurationError, match=message):
+                    read(**HTTPS, **{f"{prefix}{option}": str(file)})
+        shown = {f"{prefix}CLIENT_CERTIFICATE": str(crt)}
+        with pytest.raises(ConfigurationError, match=f"^{prefix}CLIENT_CERTIFICATE .* key"):
+            read(**HTTPS, **shown)
+        for file in (tmp_path / "missing.pem", crt, locked, other_certificate):
+            with pytest.raises(ConfigurationError, match=f"^{prefix}CLIENT_KEY must name .* key"):
+                read(**HTTPS, **shown, **{f"{prefix}CLIENT_KEY": str(file)})
+        with pytest.raises(ConfigurationError, match=f"^{prefix}CLIENT_KEY needs .*CLIENT_CERT"):
+            read(**HTTPS, **{f"{prefix}CLIENT_KEY": str(key)})
+        read(**HTTPS, **shown, **{f"{prefix}CLIENT_KEY": str(key)})
+
+
+def test_authorities_of_its_own_need_no_others(tmp_path: Path, certificate: Path) -> None:
+    read(
+        **HTTPS,
+        OTEL_EXPORTER_OTLP_CERTIFICATE=str(certificate),
+        SSL_CERT_FILE=str(tmp_path / "missing.pem"),
+    )
 
 
 def test_otlp_from_configure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,13 +343,31 @@ WRONG: list[tuple[str, Any, str]] = [
     ("otlp", f"http://u:{SECRET}@collector", "OTEL_EXPORTER_OTLP_HEADERS"),
     ("otlp", 5, "endpoint"),
     ("otlp", {"headers": {}}, "no endpoint"),
-    ("otlp", {"endpoint": "http://c", "token": SECRET}, "other keys than endpoint and headers"),
+    ("otlp", {"endpoint": "http://c", "token": SECRET}, "other keys than endpoint, headers,"),
     ("otlp", {"endpoint": "collector"}, "http://host:port"),
     ("otlp", {"endpoint": "http://c", "headers": f"api-key {SECRET}"}, "key=value,key2=value2"),
     ("otlp", {"endpoint": "http://c", "headers": {"a b": SECRET}}, "no HTTP header"),
     ("otlp", {"endpoint": "http://c", "headers": {"k": f"{SECRET}\r\nX: 1"}}, "printable"),
     ("otlp", {"endpoint": "http://c", "headers": {"k": 5}}, "texts"),
     ("otlp", {"endpoint": "http://c", "headers": 5}, "mapping"),
+    (
+        "otlp",
+        {"endpoint": "http://c", "compression": "br"},
+        "compression that must be gzip or none",
+    ),
+    (
+        "otlp",
+        {"endpoint": "http://c", "compression": True},
+        "compression that must be gzip or none",
+    ),
+    ("otlp", {"endpoint": "http://c", "timeout": 0}, "timeout that must be seconds, from 0.1 to"),
+    ("otlp", {"endpoint": "http://c", "timeout": 10_000}, "timeout that must be seconds"),
+    ("otlp", {"endpoint": "http://c", "timeout": float("nan")}, "timeout that must be seconds"),
+    ("otlp", {"endpoint": "http://c", "timeout": "10"}, "timeout that must be seconds"),
+    ("otlp", {"endpoint": "https://c", "certificate": "no/such"}, "readable file of certificates"),
+    ("otlp", {"endpoint": "https://c", "certificate": "\0"}, "readable file of certificates"),
+    ("otlp", {"endpoint": "https://c", "certificate": 5}, "path"),
+    ("otlp", {"endpoint": "https://c", "client_key": "k.pem"}, "needs client_certificate"),
 ]
 
 
@@ -241,6 +395,17 @@ def test_a_wrong_argument_is_named_and_changes_nothing(name: str, value: Any, wo
         ("OTEL_EXPORTER_OTLP_HEADERS", f"k={SECRET}%0d%0aX:1", "printable"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "k=%ff", "URL-encoded"),
         ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", f"={SECRET}", "key=value"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http", "must be http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "protobuf", "must be http/protobuf"),
+        ("OTEL_SDK_DISABLED", "1", "true or false"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd", "must be gzip or none"),
+        ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "deflate", "must be gzip or none"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10", "milliseconds, from 100 to 3600000, or 0"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "-1", "milliseconds"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "1e4", "milliseconds"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "\u0661\u0660\u0660\u0660", "milliseconds"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "9" * 5000, "milliseconds"),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "3600001", "milliseconds"),
         ("OTEL_RESOURCE_ATTRIBUTES", "shop", "key=value"),
         ("OTEL_RESOURCE_ATTRIBUTES", "shop=\udcff", "UTF-8"),
         ("OTEL_SERVICE_NAME", "\udcff", "UTF-8"),
