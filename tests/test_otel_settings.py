@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 
 import caribou.sync as caribou
 from caribou import ConfigurationError, InvalidType, InvalidValue
-from caribou._otlp_transport import Transport
 from caribou._recording import active
 from caribou._settings import Settings, from_environment
 
@@ -162,107 +160,6 @@ def test_otlp_from_the_environment(
 ) -> None:
     settings = from_environment(environ=environ)
     assert (settings.otlp_endpoint, settings.otlp_headers) == (endpoint, headers)
-
-
-OPTIONS = "OTEL_EXPORTER_OTLP_"
-HTTPS = {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector"}
-
-
-def test_how_spans_travel_by_default() -> None:
-    settings = read(OTEL_EXPORTER_OTLP_ENDPOINT="http://c", OTEL_EXPORTER_OTLP_TIMEOUT=" ")
-    assert settings.otlp_transport == Transport("gzip", 30.0, None, None, None)
-
-
-def test_how_spans_travel_from_the_environment(certificate: Path, other_certificate: Path) -> None:
-    general = {
-        f"{OPTIONS}COMPRESSION": "None",
-        f"{OPTIONS}TIMEOUT": "1500",
-        f"{OPTIONS}CERTIFICATE": str(certificate),
-        f"{OPTIONS}CLIENT_CERTIFICATE": str(certificate),
-        f"{OPTIONS}CLIENT_KEY": str(certificate),
-    }
-    assert read(**HTTPS, **general).otlp_transport == Transport(
-        "none", 1.5, certificate, certificate, certificate
-    )
-    traces = {
-        f"{OPTIONS}TRACES_COMPRESSION": "gzip",
-        f"{OPTIONS}TRACES_TIMEOUT": "0",
-        f"{OPTIONS}TRACES_CERTIFICATE": str(other_certificate),
-        f"{OPTIONS}TRACES_CLIENT_CERTIFICATE": str(other_certificate),
-        f"{OPTIONS}TRACES_CLIENT_KEY": str(other_certificate),
-    }
-    other = other_certificate
-    assert read(**HTTPS, **general, **traces).otlp_transport == Transport(
-        "gzip", 3600.0, other, other, other
-    )
-    # Without an endpoint, without TLS, or for an endpoint of our own they are others' business.
-    assert read(**general, OTEL_EXPORTER_OTLP_TRACES_TIMEOUT="soon").otlp_transport == Transport()
-    plain = read(OTEL_EXPORTER_OTLP_ENDPOINT="http://c", OTEL_EXPORTER_OTLP_CERTIFICATE="no/such")
-    assert plain.otlp_transport.certificate is None
-    ours = from_environment({"otlp": "https://ours"}, environ=HTTPS | general)
-    assert ours.otlp_transport == Transport()
-
-
-def test_how_spans_travel_from_configure(certificate: Path) -> None:
-    caribou.configure(
-        otlp={
-            "endpoint": "https://c",
-            "compression": "none",
-            "timeout": 7,
-            "certificate": str(certificate),
-            "client_certificate": certificate,
-            "client_key": None,
-        }
-    )
-    assert active().otlp_transport == Transport("none", 7.0, certificate, certificate, None)
-    caribou.configure(otlp="https://c")
-    assert active().otlp_transport == Transport()
-
-
-def test_an_endpoint_from_configure_makes_the_environments_nobodys_business() -> None:
-    environ = HTTPS | {"OTEL_EXPORTER_OTLP_TIMEOUT": "10", "OTEL_SDK_DISABLED": "true"}
-    settings = from_environment({"otlp": {"endpoint": "http://ours", "timeout": 10}}, environ)
-    assert settings.otlp_endpoint == "http://ours/v1/traces"
-    assert settings.otlp_transport.timeout == 10
-
-
-def test_certificates_that_are_none_are_named(
-    tmp_path: Path, certificate: Path, other_certificate: Path
-) -> None:
-    key, crt = tmp_path / "key.pem", tmp_path / "crt.pem"
-    begin = "-----BEGIN CERTIFICATE-----"
-    for path, text in zip((key, crt), certificate.read_text().split(begin), strict=True):
-        path.write_text(text if path is key else begin + text)
-    locked, garbled = tmp_path / "locked.pem", tmp_path / "garbled.pem"
-    subprocess.run(
-        f"openssl rsa -aes128 -passout pass:x -in {key} -out {locked}".split(),
-        check=True,
-        capture_output=True,
-    )
-    garbled.write_text(f"# ours\n{begin}\n")
-    for prefix in (OPTIONS, f"{OPTIONS}TRACES_"):
-        for file in (tmp_path / "missing.pem", tmp_path, key, garbled):
-            for option in ("CERTIFICATE", "CLIENT_CERTIFICATE"):
-                message = f"^{prefix}{option} must name a .* certificates in PEM$"
-                with pytest.raises(ConfigurationError, match=message):
-                    read(**HTTPS, **{f"{prefix}{option}": str(file)})
-        shown = {f"{prefix}CLIENT_CERTIFICATE": str(crt)}
-        with pytest.raises(ConfigurationError, match=f"^{prefix}CLIENT_CERTIFICATE .* key"):
-            read(**HTTPS, **shown)
-        for file in (tmp_path / "missing.pem", crt, locked, other_certificate):
-            with pytest.raises(ConfigurationError, match=f"^{prefix}CLIENT_KEY must name .* key"):
-                read(**HTTPS, **shown, **{f"{prefix}CLIENT_KEY": str(file)})
-        with pytest.raises(ConfigurationError, match=f"^{prefix}CLIENT_KEY needs .*CLIENT_CERT"):
-            read(**HTTPS, **{f"{prefix}CLIENT_KEY": str(key)})
-        read(**HTTPS, **shown, **{f"{prefix}CLIENT_KEY": str(key)})
-
-
-def test_authorities_of_its_own_need_no_others(tmp_path: Path, certificate: Path) -> None:
-    read(
-        **HTTPS,
-        OTEL_EXPORTER_OTLP_CERTIFICATE=str(certificate),
-        SSL_CERT_FILE=str(tmp_path / "missing.pem"),
-    )
 
 
 def test_otlp_from_configure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,11 +108,11 @@ def otlp_from_environment(environ: Mapping[str, str], checked: Checked, url: Url
     def with_path(value: object) -> str:
         return _below(value, url)
 
-    variable, text = found(environ, "ENDPOINT")
+    variable, text = found(environ, "OTEL_EXPORTER_OTLP_ENDPOINT")
     if not text or why_otlp_is_left_alone(environ):
         return "", (), Transport()
     endpoint = checked(variable, as_it_is if "_TRACES_" in variable else with_path, text)
-    variable, text = found(environ, "HEADERS")
+    variable, text = found(environ, "OTEL_EXPORTER_OTLP_HEADERS")
     headers = checked(variable, check_headers, text)
     return endpoint, headers, transport_from_environment(environ, checked, tls=_is_tls(endpoint))
 
@@ -130,7 +130,7 @@ def why_otlp_is_left_alone(environ: Mapping[str, str]) -> str:
         raise ConfigurationError(f"OTEL_SDK_DISABLED must be true or false, not {disabled!r}")
     if disabled == "true":
         return "OTEL_SDK_DISABLED is true"
-    variable, protocol = found(environ, "PROTOCOL")
+    variable, protocol = found(environ, "OTEL_EXPORTER_OTLP_PROTOCOL")
     if protocol in ("", _PROTOCOL):
         return ""
     if protocol not in _OTHER_PROTOCOLS:

@@ -22,9 +22,11 @@ __all__ = ["Checked", "Transport", "check_transport", "found", "transport_from_e
 Checked: TypeAlias = Callable[[str, Callable[[object], object], str], Any]
 """Calls a check of a variable's text, and names the variable in what that raises."""
 
-# Those for traces go before those for all signals.
-_PREFIXES: Final = ("OTEL_EXPORTER_OTLP_TRACES_", "OTEL_EXPORTER_OTLP_")
-_FILES: Final = ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")
+_FILES: Final = {
+    "certificate": "OTEL_EXPORTER_OTLP_CERTIFICATE",
+    "client_certificate": "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+    "client_key": "OTEL_EXPORTER_OTLP_CLIENT_KEY",
+}
 # Seconds. A shorter time is one that was written in seconds, as OpenTelemetry's own Python package
 # reads it; nothing would ever arrive in it.
 _SHORTEST: Final = 0.1
@@ -54,12 +56,13 @@ class Transport(msgspec.Struct, frozen=True):
     client_key: Path | None = None
 
 
-def found(environ: Mapping[str, str], option: str) -> tuple[str, str]:
-    """The variable that sets an option of the exporter, and its text, empty for none."""
-    for prefix in _PREFIXES:
-        if text := environ.get(f"{prefix}{option}", "").strip():
-            return f"{prefix}{option}", text
-    return f"{_PREFIXES[-1]}{option}", ""
+def found(environ: Mapping[str, str], variable: str) -> tuple[str, str]:
+    """What sets an option of the exporter, and its text, empty for none: the variable for traces,
+    else this one for all signals."""
+    for name in (variable.replace("_OTLP_", "_OTLP_TRACES_"), variable):
+        if text := environ.get(name, "").strip():
+            return name, text
+    return variable, ""
 
 
 def transport_from_environment(
@@ -71,15 +74,20 @@ def transport_from_environment(
         ConfigurationError: a variable has a value that cannot work.
     """
     options: dict[str, Any] = {}
-    for option, check in (("COMPRESSION", _compression), ("TIMEOUT", _milliseconds)):
-        variable, text = found(environ, option)
-        if text:
-            options[option.lower()] = checked(variable, check, text)
+    variable, text = found(environ, "OTEL_EXPORTER_OTLP_COMPRESSION")
+    if text:
+        options["compression"] = checked(variable, _compression, text)
+    variable, text = found(environ, "OTEL_EXPORTER_OTLP_TIMEOUT")
+    if text:
+        options["timeout"] = checked(variable, _milliseconds, text)
     if tls:
-        variables = {option: found(environ, option) for option in _FILES}
-        files = {option: text for option, (_, text) in variables.items() if text}
-        names = {option: variable for option, (variable, _) in variables.items()}
-        options |= _files(files, names, checked)
+        names: dict[str, str] = {}
+        texts: dict[str, object] = {}
+        for option, general in _FILES.items():
+            names[option], text = found(environ, general)
+            if text:
+                texts[option] = text
+        options |= _files(texts, names, checked)
     return Transport(**options)
 
 
@@ -102,8 +110,8 @@ def check_transport(given: Mapping[str, object], *, tls: bool) -> Transport:
         if name in given:
             options[name] = checked(name, check, given[name])
     if tls:
-        files = {option: given[option.lower()] for option in _FILES if option.lower() in given}
-        options |= _files(files, {option: option.lower() for option in _FILES}, checked)
+        files = {name: given[name] for name in _FILES if name in given}
+        options |= _files(files, {name: name for name in _FILES}, checked)
     return Transport(**options)
 
 
@@ -114,23 +122,22 @@ def _files(
 
     def identity(value: object) -> Path:
         path = _certificate_file(value)
-        if "CLIENT_KEY" not in given:
+        if "client_key" not in given:
             check_identity(path, None)
         return path
 
     def key(value: object) -> Path:
-        certificate = paths.get("client_certificate")
-        if certificate is None:
-            raise InvalidValue(f"needs {names['CLIENT_CERTIFICATE']}, which is not set")
+        if "client_certificate" not in files:
+            raise InvalidValue(f"needs {names['client_certificate']}, which is not set")
         path = _path(value)
-        check_identity(certificate, path)
+        check_identity(files["client_certificate"], path)
         return path
 
-    paths: dict[str, Path] = {}
-    checks = {"CERTIFICATE": _certificate_file, "CLIENT_CERTIFICATE": identity, "CLIENT_KEY": key}
-    for option, value in given.items():
-        paths[option.lower()] = checked(names[option], checks[option], value)
-    return paths
+    files: dict[str, Path] = {}
+    checks = {"certificate": _certificate_file, "client_certificate": identity, "client_key": key}
+    for name, value in given.items():
+        files[name] = checked(names[name], checks[name], value)
+    return files
 
 
 def _compression(value: object) -> str:

@@ -153,15 +153,8 @@ def _span_backends(settings: Settings) -> Iterator[Check]:
         settled = "OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_EXPORTER_OTLP_HEADERS"
         shown = f", headers {', '.join(headers)}" if headers else ""
         sinks.append((settled, sink, f"{endpoint} takes spans{shown}"))
-    elif (place := found(os.environ, "ENDPOINT"))[1] and (
-        reason := why_otlp_is_left_alone(os.environ)
-    ):
-        yield Check(
-            "otlp",
-            "warning",
-            f"{place[0]} is not used: {reason}",
-            "configure(otlp=...) names an endpoint for Caribou alone",
-        )
+    else:
+        yield from _unused_endpoint()
     for variables, sink, detail in sinks:
         try:
             asyncio.run(sink.check())
@@ -174,6 +167,14 @@ def _span_backends(settings: Settings) -> Iterator[Check]:
             )
         else:
             yield Check(sink.name, "ok", detail)
+
+
+def _unused_endpoint() -> Iterator[Check]:
+    variable, endpoint = found(os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT")
+    reason = why_otlp_is_left_alone(os.environ) if endpoint else ""
+    if reason:
+        advice = "configure(otlp=...) names an endpoint for Caribou alone"
+        yield Check("otlp", "warning", f"{variable} is not used: {reason}", advice)
 
 
 def _journal_folder(folder: Path) -> Iterator[Check]:

@@ -143,6 +143,9 @@ def partial_success(answer: Answer, *, plain: bool) -> tuple[int, str]:
         NoAnswer: it is no answer of an OTLP receiver.
     """
     count, message = 0, ""
+    text = answer.body.strip()
+    if not text:
+        return count, message
     try:
         if answer.content_type == "application/x-protobuf":
             count, message = rejected(answer.body)
@@ -158,9 +161,9 @@ def partial_success(answer: Answer, *, plain: bool) -> tuple[int, str]:
             elif errors and isinstance(errors, list):
                 refused = cast("list[Any]", errors)
                 count, message = len(refused), str(refused[0])
-        elif plain and answer.content_type == "text/plain" and answer.body.strip()[:1] not in b"<":
+        elif plain and answer.content_type == "text/plain" and not text.startswith(b"<"):
             message = "something in plain text, which is no answer of OTLP"
-        elif answer.body:
+        else:
             raise ValueError(answer.content_type)
     except (ValueError, TypeError, AttributeError, msgspec.DecodeError) as error:
         raise NoAnswer(clean(str(error)), sent=True, permanent=True) from None
