@@ -82,8 +82,14 @@ def test_how_spans_travel_from_configure(certificate: Path) -> None:
     assert active().otlp_transport == Transport()
 
 
-def test_an_endpoint_from_configure_makes_the_environments_nobodys_business() -> None:
-    environ = HTTPS | {"OTEL_EXPORTER_OTLP_TIMEOUT": "10", "OTEL_SDK_DISABLED": "true"}
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("OTEL_EXPORTER_OTLP_TIMEOUT", "10"), ("OTEL_SDK_DISABLED", "true")],
+)
+def test_an_endpoint_from_configure_makes_the_environments_nobodys_business(
+    variable: str, value: str
+) -> None:
+    environ = HTTPS | {variable: value}
     settings = from_environment({"otlp": {"endpoint": "http://ours", "timeout": 10}}, environ)
     assert settings.otlp_endpoint == "http://ours/v1/traces"
     assert settings.otlp_transport.timeout == 10
