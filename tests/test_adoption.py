@@ -152,6 +152,31 @@ class Store(Backend):
             self.full.set()
 
 
+async def test_what_was_given_back_is_left_for_later(tmp_path: Path) -> None:
+    store, copies = Store(0), Backend()
+    copies.name = "langfuse"
+    durable = {sink.name: sink.target for sink in (store, copies)}
+    for number in range(_MOST_AT_ONCE + 1):
+        leave_for(tmp_path, durable, number)
+    there, away = (
+        Link(sink, DeadLetters(tmp_path), Ledger(), 1 << 20, 1000) for sink in (store, copies)
+    )
+    adoption = Adoption(
+        tmp_path, lambda: None, [there, away], durable, DeadLetters(tmp_path), adopt_any=False
+    )
+    try:
+        await adoption.look()
+        for source in adoption.sources:
+            [segment] = source.segments("spans")
+            source.cursors[store.name].acknowledge("spans", segment.number, segment.committed)
+        away.gate.failed(None)
+        # For the last folder the others make room, and wait for the sink in trouble.
+        await adoption.look()
+        assert (len(adoption.sources), adoption.more) == (1, True)
+    finally:
+        adoption.close()
+
+
 async def test_a_sink_in_trouble_keeps_no_other_from_what_the_dead_left(tmp_path: Path) -> None:
     """However many folders wait for it."""
     count = 3 * _MOST_AT_ONCE

@@ -280,6 +280,42 @@ async def test_a_trace_is_found_by_the_id_that_was_given(door: DoorServer, store
         assert (await get(client, "/traces/my 'own' id"))["trace_id"] == trace["trace_id"]
 
 
+async def test_metadata_that_was_changed_is_found_by_its_last_value(door: DoorServer) -> None:
+    backend = remote_backend(door)
+    # Enough for several pages of traces that all had the value once.
+    ids = [f"{number:032x}" for number in range(1, 400)]
+    traces = [
+        {
+            "run_id": "r",
+            "trace_id": id,
+            "root_span_id": id[:16],
+            "start_time": f"{1_790_000_000 + n}",
+        }
+        for n, id in enumerate(ids)
+    ]
+    await backend.insert("traces", traces)
+    about = {"entity_type": "trace", "key": "kept", "run_id": "r"}
+    had = [{**about, "entity_id": id, "value": "7", "value_number": 7, "version": 1} for id in ids]
+    await backend.insert("entity_metadata", had)
+    changed = [
+        {**about, "entity_id": id, "value": "many", "version": 2} for id in ids if id[-1] > "0"
+    ]
+    await backend.insert("entity_metadata", changed)
+    left = {id for id in ids if id[-1] == "0"}
+    async with api(backend) as client:
+        for given, wanted in (
+            ({"meta.kept": "7"}, left),
+            ({"meta.kept.min": "6.5", "meta.kept.max": "7"}, left),
+            ({"meta.kept": "many"}, {*ids} - left),
+            ({"meta.kept": "8"}, set[str]()),
+        ):
+            found = await all_pages(client, "/traces", limit=10, **given)
+            assert len(found) == len(wanted)
+            assert {trace["trace_id"] for trace in found} == wanted
+            by_step = await get(client, "/aggregates/steps", **given)
+            assert sum(step["traces"] for step in by_step["items"]) == len(wanted)
+
+
 async def test_large_records_make_short_pages(door: DoorServer) -> None:
     backend = remote_backend(door)
     about = {"run_id": "r", "trace_id": "cd" * 16, "start_time": "2026-01-01 00:00:00"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -283,3 +284,46 @@ def test_doctor_asks_whether_spans_would_be_taken(
     assert "refused the credentials" in doctor.out
     assert "OTEL_EXPORTER_OTLP_ENDPOINT" in doctor.out
     assert "wr0ng" not in doctor.out + doctor.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
+        ("OTEL_SDK_DISABLED", "true"),
+    ],
+)
+def test_doctor_says_why_an_endpoint_is_not_used(
+    collector: Receiver, home: Path, setting: str, value: str
+) -> None:
+    otlp = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, setting: value}
+    doctor = command("doctor", home=home, **otlp)
+    assert doctor.code == 0
+    assert f"OTEL_EXPORTER_OTLP_ENDPOINT is not used: {setting} is {value}" in doctor.out
+    assert "configure(otlp=...)" in doctor.out
+    assert collector.asked == 0
+
+
+def test_what_the_environment_says_of_certificates_and_compression_is_done(
+    certificate: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificate)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    tls.load_cert_chain(certificate)
+    with receiver(tls=tls) as there:
+        otlp = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": there.url,
+            "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "20000",
+            "OTEL_EXPORTER_OTLP_CERTIFICATE": str(certificate),
+            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": str(certificate),
+        }
+        doctor = command("doctor", home=home, **otlp)
+        assert f"{there.url}/v1/traces takes spans" in doctor.out
+        for variable, value in otlp.items():
+            monkeypatch.setenv(variable, value)
+        trace()
+        assert caribou.shutdown(20).complete
+        assert there.spans
+        assert all("Content-Encoding" not in request.headers for request in there.requests)

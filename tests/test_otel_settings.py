@@ -102,7 +102,40 @@ def test_an_empty_key_asks_for_no_langfuse(monkeypatch: pytest.MonkeyPatch) -> N
             (("k", "general"),),
         ),
         ({"OTEL_EXPORTER_OTLP_HEADERS": "k=v"}, None, ()),
-        # Another tracer of the program speaks gRPC to it.
+        # Another tracer of the program speaks gRPC to it, and its address need be no URL.
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317",
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+            },
+            None,
+            (),
+        ),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+                "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/json",
+            },
+            None,
+            (),
+        ),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
+                "OTEL_SDK_DISABLED": "True",
+            },
+            None,
+            (),
+        ),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
+                "OTEL_SDK_DISABLED": "false",
+            },
+            "http://collector:4318/v1/traces",
+            (),
+        ),
         (
             {
                 "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317",
@@ -207,13 +240,31 @@ WRONG: list[tuple[str, Any, str]] = [
     ("otlp", f"http://u:{SECRET}@collector", "OTEL_EXPORTER_OTLP_HEADERS"),
     ("otlp", 5, "endpoint"),
     ("otlp", {"headers": {}}, "no endpoint"),
-    ("otlp", {"endpoint": "http://c", "token": SECRET}, "other keys than endpoint and headers"),
+    ("otlp", {"endpoint": "http://c", "token": SECRET}, "other keys than endpoint, headers,"),
     ("otlp", {"endpoint": "collector"}, "http://host:port"),
     ("otlp", {"endpoint": "http://c", "headers": f"api-key {SECRET}"}, "key=value,key2=value2"),
     ("otlp", {"endpoint": "http://c", "headers": {"a b": SECRET}}, "no HTTP header"),
     ("otlp", {"endpoint": "http://c", "headers": {"k": f"{SECRET}\r\nX: 1"}}, "printable"),
     ("otlp", {"endpoint": "http://c", "headers": {"k": 5}}, "texts"),
     ("otlp", {"endpoint": "http://c", "headers": 5}, "mapping"),
+    (
+        "otlp",
+        {"endpoint": "http://c", "compression": "br"},
+        "compression that must be gzip or none",
+    ),
+    (
+        "otlp",
+        {"endpoint": "http://c", "compression": True},
+        "compression that must be gzip or none",
+    ),
+    ("otlp", {"endpoint": "http://c", "timeout": 0}, "timeout that must be seconds, from 0.1 to"),
+    ("otlp", {"endpoint": "http://c", "timeout": 10_000}, "timeout that must be seconds"),
+    ("otlp", {"endpoint": "http://c", "timeout": float("nan")}, "timeout that must be seconds"),
+    ("otlp", {"endpoint": "http://c", "timeout": "10"}, "timeout that must be seconds"),
+    ("otlp", {"endpoint": "https://c", "certificate": "no/such"}, "readable file of certificates"),
+    ("otlp", {"endpoint": "https://c", "certificate": "\0"}, "readable file of certificates"),
+    ("otlp", {"endpoint": "https://c", "certificate": 5}, "path"),
+    ("otlp", {"endpoint": "https://c", "client_key": "k.pem"}, "needs client_certificate"),
 ]
 
 
@@ -241,6 +292,17 @@ def test_a_wrong_argument_is_named_and_changes_nothing(name: str, value: Any, wo
         ("OTEL_EXPORTER_OTLP_HEADERS", f"k={SECRET}%0d%0aX:1", "printable"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "k=%ff", "URL-encoded"),
         ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", f"={SECRET}", "key=value"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http", "must be http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "protobuf", "must be http/protobuf"),
+        ("OTEL_SDK_DISABLED", "1", "true or false"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd", "must be gzip or none"),
+        ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "deflate", "must be gzip or none"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10", "milliseconds, from 100 to 3600000, or 0"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "-1", "milliseconds"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "1e4", "milliseconds"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "\u0661\u0660\u0660\u0660", "milliseconds"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "9" * 5000, "milliseconds"),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "3600001", "milliseconds"),
         ("OTEL_RESOURCE_ATTRIBUTES", "shop", "key=value"),
         ("OTEL_RESOURCE_ATTRIBUTES", "shop=\udcff", "UTF-8"),
         ("OTEL_SERVICE_NAME", "\udcff", "UTF-8"),

@@ -364,3 +364,36 @@ async def test_no_secret_is_shown() -> None:
     with receiver() as there:
         async with opened(there) as sink:
             assert repr(sink) == f"OTLP('{there.url}/v1/traces')"
+
+
+@pytest.mark.parametrize("says", ["OK", "accepted 3 spans, 7 ms"])
+async def test_plain_text_is_a_success_of_other_receivers_than_langfuse(
+    there: Receiver, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    there.answers = lambda request: (200, says, {"Content-Type": "text/plain"})
+    async with opened(there) as sink:
+        if isinstance(there, Langfuse):
+            assert isinstance(await failure(sink.send(make_batch(span_lines(1)))), Misconfigured)
+            return
+        await sink.send(make_batch(span_lines(3)))
+        says += ", again"
+        await sink.send(make_batch(span_lines(3)))
+    assert len(there.requests) == 2
+    (warning,) = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert "plain text" in warning.getMessage()
+
+
+@pytest.mark.parametrize("status", [200, 202, 204])
+async def test_nothing_is_a_success(
+    there: Receiver, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    there.answers = lambda request: (status, "", {"Content-Type": "text/plain"})
+    async with opened(there) as sink:
+        await sink.send(make_batch(span_lines(3)))
+    assert caplog.records == []
+
+
+async def test_a_page_under_a_wrong_name_is_no_success(there: Receiver) -> None:
+    there.answers = lambda request: (200, "\n<!DOCTYPE html>Hi", {"Content-Type": "text/plain"})
+    async with opened(there) as sink:
+        assert isinstance(await failure(sink.send(make_batch(span_lines(1)))), Misconfigured)

@@ -478,7 +478,7 @@ async def test_a_flush_after_configure_waits_for_the_replaced_one_and_not_in_the
             ticks += 1
 
     ticking = asyncio.create_task(tick())
-    results = await asyncio.gather(*(caribou.flush(0.5) for _ in range(8)))
+    results = await asyncio.gather(*(caribou.flush(2.0) for _ in range(8)))
     ticking.cancel()
     assert ticks > 10
     # The rows of the replaced one are said to be pending, those of the current one are there.

@@ -96,8 +96,10 @@ def configure(
         langfuse_host: ``http(s)://host`` of Langfuse (``LANGFUSE_HOST``), by default
             ``https://us.cloud.langfuse.com``.
         otlp: the endpoint of an OTLP/HTTP backend (``OTEL_EXPORTER_OTLP_ENDPOINT``), to which
-            ``/v1/traces`` is added, or ``{"endpoint": ..., "headers": {...}}``; an empty text means
-            none.
+            ``/v1/traces`` is added, or ``{"endpoint": ..., "headers": {...}}``, in which there may
+            also be ``compression`` (``"gzip"`` or ``"none"``), ``timeout`` (seconds for a request),
+            ``certificate``, ``client_certificate`` and ``client_key`` (PEM files). None of it then
+            comes from the environment. An empty text means none.
         exporters: OpenTelemetry ``SpanExporter`` objects, which get every rollout as spans. Each
             is called in a thread of its own, and shut down with ``shutdown()`` or when it is
             replaced. An empty list means none.

@@ -12,6 +12,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
+from ._otlp_transport import (
+    Checked,
+    Transport,
+    check_transport,
+    found,
+    transport_from_environment,
+)
 from .errors import ConfigurationError, InvalidType, InvalidValue
 
 __all__ = [
@@ -21,17 +28,21 @@ __all__ = [
     "check_otlp",
     "otlp_from_environment",
     "resource_from_environment",
-    "speaks_grpc",
+    "why_otlp_is_left_alone",
 ]
 
 LANGFUSE_HOST: Final = "https://us.cloud.langfuse.com"
 
 Headers = tuple[tuple[str, str], ...]
 Url = Callable[[object], tuple[str, str | None, str | None]]
-Checked = Callable[[str, Callable[[object], object], str], Any]
+Otlp = tuple[str, Headers, Transport]
+"""Where spans are posted to, empty for nowhere; the headers; and how they travel."""
 
 _PATH: Final = "/v1/traces"
 _OTLP_FORM: Final = 'must be an endpoint or {"endpoint": ..., "headers": {...}}'
+_OTLP_KEYS: Final = ("endpoint", "headers", *Transport.__struct_fields__)
+_PROTOCOL: Final = "http/protobuf"
+_OTHER_PROTOCOLS: Final = ("grpc", "http/json")
 _FORM: Final = "must have the form key=value,key2=value2, with values URL-encoded"
 # https://datatracker.ietf.org/doc/html/rfc9110#name-tokens
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -61,33 +72,34 @@ def check_headers(value: object) -> Headers:
     return tuple(pairs)
 
 
-def check_otlp(value: object, url: Url) -> tuple[str, Headers | None]:
-    """What ``configure(otlp=...)`` takes: where spans go, and the headers if there are any.
+def check_otlp(value: object, url: Url) -> Otlp:
+    """What ``configure(otlp=...)`` takes.
 
     Raises:
-        InvalidType: it is neither a str nor a mapping.
-        InvalidValue: a part of it is missing, unknown or malformed.
+        InvalidType: it is neither a str nor a mapping, or a part of it has the wrong type.
+        InvalidValue: a part of it is missing, unknown or cannot work.
     """
     if isinstance(value, str):
-        return _below(value, url), None
+        return _below(value, url), (), Transport()
     if not isinstance(value, Mapping):
         raise InvalidType(f"{_OTLP_FORM}, not {type(value).__name__}")
-    given = dict(cast("Mapping[str, object]", value))
-    endpoint, headers = given.pop("endpoint", None), given.pop("headers", None)
-    if given:
-        raise InvalidValue(f"has other keys than endpoint and headers; it {_OTLP_FORM}")
-    if endpoint is None:
+    given = {
+        key: part for key, part in cast("Mapping[str, object]", value).items() if part is not None
+    }
+    if not given.keys() <= set(_OTLP_KEYS):
+        raise InvalidValue(f"has other keys than {', '.join(_OTLP_KEYS)}")
+    if "endpoint" not in given:
         raise InvalidValue(f"has no endpoint; it {_OTLP_FORM}")
-    return _below(endpoint, url), None if headers is None else check_headers(headers)
+    endpoint = _below(given["endpoint"], url)
+    headers = check_headers(given.get("headers", {}))
+    return endpoint, headers, check_transport(given, tls=_is_tls(endpoint))
 
 
-def otlp_from_environment(
-    environ: Mapping[str, str], checked: Checked, url: Url
-) -> tuple[str, Headers]:
-    """Where spans go by the environment, empty for nowhere, and the headers.
+def otlp_from_environment(environ: Mapping[str, str], checked: Checked, url: Url) -> Otlp:
+    """What the environment says.
 
-    An endpoint for gRPC is not for us: it belongs to another tracer of the program. ``checked``
-    calls a check, and names the variable in what it raises.
+    Raises:
+        ConfigurationError: a variable has a value that cannot work.
     """
 
     def as_it_is(value: object) -> str:
@@ -96,23 +108,37 @@ def otlp_from_environment(
     def with_path(value: object) -> str:
         return _below(value, url)
 
-    if speaks_grpc(environ):
-        return "", ()
-    endpoint: str = ""
-    if text := environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "").strip():
-        endpoint = checked("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", as_it_is, text)
-    elif text := environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "").strip():
-        endpoint = checked("OTEL_EXPORTER_OTLP_ENDPOINT", with_path, text)
-    for variable in ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"):
-        if endpoint and (text := environ.get(variable, "").strip()):
-            return endpoint, checked(variable, check_headers, text)
-    return endpoint, ()
+    variable, text = found(environ, "OTEL_EXPORTER_OTLP_ENDPOINT")
+    if not text or why_otlp_is_left_alone(environ):
+        return "", (), Transport()
+    endpoint = checked(variable, as_it_is if "_TRACES_" in variable else with_path, text)
+    variable, text = found(environ, "OTEL_EXPORTER_OTLP_HEADERS")
+    headers = checked(variable, check_headers, text)
+    return endpoint, headers, transport_from_environment(environ, checked, tls=_is_tls(endpoint))
 
 
-def speaks_grpc(environ: Mapping[str, str]) -> bool:
-    """Whether the environment's OTLP endpoint is meant for gRPC."""
-    general = environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "")
-    return (environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or general).strip() == "grpc"
+def why_otlp_is_left_alone(environ: Mapping[str, str]) -> str:
+    """Why nothing goes to the environment's OTLP endpoint, empty where something does. It is for
+    all tracers of a program, of which others may speak what Caribou does not.
+
+    Raises:
+        ConfigurationError: a variable has a value that nobody knows.
+    """
+    # https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/#boolean
+    disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower()
+    if disabled not in ("", "true", "false"):
+        raise ConfigurationError(f"OTEL_SDK_DISABLED must be true or false, not {disabled!r}")
+    if disabled == "true":
+        return "OTEL_SDK_DISABLED is true"
+    variable, protocol = found(environ, "OTEL_EXPORTER_OTLP_PROTOCOL")
+    if protocol in ("", _PROTOCOL):
+        return ""
+    if protocol not in _OTHER_PROTOCOLS:
+        raise ConfigurationError(
+            f"{variable} must be {_PROTOCOL}, not {protocol!r}; an endpoint for "
+            f"{' or '.join(_OTHER_PROTOCOLS)} is left to other tracers"
+        )
+    return f"{variable} is {protocol}, and Caribou speaks {_PROTOCOL} only"
 
 
 def resource_from_environment(environ: Mapping[str, str]) -> Headers:
@@ -170,6 +196,10 @@ def _pairs(text: str) -> list[tuple[str, str]]:
         except UnicodeDecodeError:
             raise InvalidValue(_FORM) from None
     return pairs
+
+
+def _is_tls(endpoint: str) -> bool:
+    return endpoint.startswith("https:")
 
 
 def _below(value: object, url: Url) -> str:

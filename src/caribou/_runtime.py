@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ._registration import Registrar
 from ._settings import Settings, is_native
 from .delivery.accounting import FlushResult, SinkStats
@@ -230,6 +232,7 @@ def _durable_sinks(settings: Settings) -> list[Sink]:
                 settings.otlp_endpoint,
                 headers=dict(settings.otlp_headers),
                 resource=dict(settings.otel_resource),
+                **msgspec.structs.asdict(settings.otlp_transport),
             )
         )
     return sinks

@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import msgspec
 
+from ._certificates import check_ssl_cert_file
 from ._exporters import Exporters, check_exporters
 from ._otel_settings import (
     LANGFUSE_HOST,
@@ -23,6 +24,7 @@ from ._otel_settings import (
     otlp_from_environment,
     resource_from_environment,
 )
+from ._otlp_transport import Transport
 from .errors import CaribouError, ConfigurationError, InvalidType, InvalidValue, MissingExtra
 from .records import Phase
 
@@ -60,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         langfuse_host: ``http(s)://host[:port][/path]`` of Langfuse.
         otlp_endpoint: the whole URL that OTLP/HTTP traces are posted to; None for none.
         otlp_headers: names and values of headers sent with them.
+        otlp_transport: how they are sent.
         exporters: span exporters that get every rollout too.
         otel_resource: attributes of the resource that spans name as their origin.
         home: Caribou's folder.
@@ -89,6 +92,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     langfuse_host: str = LANGFUSE_HOST
     otlp_endpoint: str | None = None
     otlp_headers: tuple[tuple[str, str], ...] = ()
+    otlp_transport: Transport = Transport()
     exporters: Exporters = Exporters()
     otel_resource: tuple[tuple[str, str], ...] = ()
     home: Path = Path(".caribou")
@@ -128,8 +132,11 @@ def from_environment(
         text = environ.get(variable)
         if text:
             values[name] = _checked(variable, check, text, environment=True)
-    values["otlp"] = otlp_from_environment(environ, _checked_variable, _url)
-    for name, value in (given or {}).items():
+    given = given or {}
+    if "otlp" not in given:
+        # All of it belongs to the one endpoint.
+        values["otlp"] = otlp_from_environment(environ, _checked_variable, _url)
+    for name, value in given.items():
         values[name] = _checked(name, _ARGUMENTS[name], value, environment=False)
     url = values.get("clickhouse_url")
     if url is not None:
@@ -142,15 +149,17 @@ def from_environment(
         values.get("langfuse_public_key"), values.get("langfuse_secret_key")
     )
     values |= {"langfuse_public_key": public, "langfuse_secret_key": secret}
-    endpoint, headers = values.pop("otlp")
-    values |= {"otlp_endpoint": endpoint or None, "otlp_headers": headers or ()}
+    endpoint, headers, transport = values.pop("otlp")
+    values |= {"otlp_endpoint": endpoint or None, "otlp_headers": headers}
+    values |= {"otlp_transport": transport}
     if public is not None or endpoint or "exporters" in values:
         # Else it is another tracer's business, whatever it looks like.
         values["otel_resource"] = resource_from_environment(environ)
     langfuse = values.get("langfuse_host", LANGFUSE_HOST) if public is not None else None
-    places = (values.get("clickhouse_url"), values.get("kestrel_api_url"), langfuse, endpoint)
+    otlp = None if transport.certificate else endpoint
+    places = (values.get("clickhouse_url"), values.get("kestrel_api_url"), langfuse, otlp)
     if any(str(place).startswith(("https:", "clickhouses:")) for place in places):
-        _check_authorities(environ.get("SSL_CERT_FILE"))
+        check_ssl_cert_file(environ.get("SSL_CERT_FILE"))
     values.setdefault("home", Path(".caribou"))
     values.setdefault("journal_dir", values["home"] / "journal")
     return Settings(**values)
@@ -171,16 +180,6 @@ def _checked(
 
 def _checked_variable(variable: str, check: Callable[[object], object], text: str) -> Any:
     return _checked(variable, check, text, environment=True)
-
-
-def _check_authorities(file: str | None) -> None:
-    """OpenSSL passes over a file without certificates, and then trusts nobody."""
-    try:
-        found = not file or b"-----BEGIN " in Path(file).read_bytes()
-    except (OSError, ValueError):
-        found = False
-    if not found:
-        raise ConfigurationError("SSL_CERT_FILE must name a readable file of certificates in PEM")
 
 
 def _text(value: object) -> str:

@@ -72,12 +72,23 @@ def locked_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoorServer
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for 127.0.0.1, signed by itself, and its key in one PEM file."""
+    return _make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="session")
+def other_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another one, which does not vouch for the first."""
+    return _make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+def _make_certificate(folder: Path) -> Path:
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    path = folder / "both.pem"
+    # The name says which is which: OpenSSL looks for an issuer by it.
     command = (
         f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout {path} -out {path}.crt "
-        "-subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
+        f"-subj /CN=127.0.0.1/O={folder.name} -addext subjectAltName=IP:127.0.0.1"
     )
     subprocess.run(command.split(), check=True, capture_output=True)
     with path.open("a") as both:

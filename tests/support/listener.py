@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 
 from aiohttp import web
@@ -10,13 +11,14 @@ from aiohttp import web
 
 class Listener:
     """Serves in a thread of its own. :meth:`hang` leaves all without an answer; ``delay`` is how
-    many seconds each takes."""
+    many seconds each takes, and ``tls`` what it speaks TLS with."""
 
     def __init__(self) -> None:
         self.port = 0
         self.called = threading.Event()
         self.waiting = 0
         self.delay = 0.0
+        self.tls: ssl.SSLContext | None = None
         self._go = asyncio.Event()
         self._go.set()
         self._loop = asyncio.new_event_loop()
@@ -26,7 +28,7 @@ class Listener:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}"
 
     def listen(self) -> None:
         """Take connections, after the first time on the port it had."""
@@ -62,7 +64,7 @@ class Listener:
         app.router.add_route("*", "/{tail:.*}", self._answer)
         self._runner = web.AppRunner(app, shutdown_timeout=0)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self.tls)
         await site.start()
         self.port = self._runner.addresses[0][1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ssl import SSLContext
 from typing import Any
 
 from aiohttp import web
@@ -180,9 +181,10 @@ def plain(value: AnyValue) -> Any:
 
 
 @contextmanager
-def receiver(kind: type[Receiver] = Receiver) -> Iterator[Receiver]:
+def receiver(kind: type[Receiver] = Receiver, tls: SSLContext | None = None) -> Iterator[Receiver]:
     """A receiver that listens."""
     there = kind()
+    there.tls = tls
     try:
         there.listen()
         yield there

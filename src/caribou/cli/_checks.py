@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from .._otel_settings import speaks_grpc
+import msgspec
+
+from .._otel_settings import why_otlp_is_left_alone
+from .._otlp_transport import found
 from .._settings import Settings
 from ..delivery.dead_letters import read_dead_letters
 from ..errors import CaribouError, JournalError
@@ -144,18 +147,14 @@ def _span_backends(settings: Settings) -> Iterator[Check]:
         sinks.append((settled, sink, f"Langfuse at {host} takes spans, project key {key}"))
     if settings.otlp_endpoint is not None:
         endpoint, headers = settings.otlp_endpoint, dict(settings.otlp_headers)
-        sink = OTLP(
-            endpoint, headers=headers, timeout=_SERVER_SECONDS, connect_timeout=_SERVER_SECONDS
-        )
+        options = msgspec.structs.asdict(settings.otlp_transport)
+        options["timeout"] = min(_SERVER_SECONDS, options["timeout"])
+        sink = OTLP(endpoint, headers=headers, connect_timeout=_SERVER_SECONDS, **options)
         settled = "OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_EXPORTER_OTLP_HEADERS"
         shown = f", headers {', '.join(headers)}" if headers else ""
         sinks.append((settled, sink, f"{endpoint} takes spans{shown}"))
-    elif speaks_grpc(os.environ) and os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
-        yield Check(
-            "otlp",
-            "ok",
-            "OTEL_EXPORTER_OTLP_ENDPOINT is for gRPC, which Caribou does not speak; it is not used",
-        )
+    else:
+        yield from _unused_endpoint()
     for variables, sink, detail in sinks:
         try:
             asyncio.run(sink.check())
@@ -168,6 +167,14 @@ def _span_backends(settings: Settings) -> Iterator[Check]:
             )
         else:
             yield Check(sink.name, "ok", detail)
+
+
+def _unused_endpoint() -> Iterator[Check]:
+    variable, endpoint = found(os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT")
+    reason = why_otlp_is_left_alone(os.environ) if endpoint else ""
+    if reason:
+        advice = "configure(otlp=...) names an endpoint for Caribou alone"
+        yield Check("otlp", "warning", f"{variable} is not used: {reason}", advice)
 
 
 def _journal_folder(folder: Path) -> Iterator[Check]:

@@ -114,6 +114,8 @@ class Adoption:
                 # They are some other account's again, perhaps this one's later.
                 link.ledger.recovered -= source.pending_rows(link.sink.name)
             source.close()
+        # Perhaps the look has passed them already.
+        self._left = self._left or bool(idle)
         return bool(idle)
 
     def _links_waiting(self, source: AdoptedSource) -> list[Link]:

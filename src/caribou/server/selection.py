@@ -59,30 +59,51 @@ class Search:
     """A condition that rows of another table decide.
 
     Attributes:
-        table: the table to look through, ``FINAL`` where a later version may hide a match.
+        table: the table to look through.
         trace_id: its column with the trace.
         condition: what is looked for.
         quick: whether an index or the table's key finds it.
+        key: where a later version may hide a match, the condition that all versions share.
     """
 
     table: str
     trace_id: str
     condition: str
     quick: bool
+    key: str = ""
 
-    def traces(self, scope: str) -> str:
+    def traces(self, scope: str, *, merged: bool) -> str:
         """The traces that have it among the rows of ``scope``, as a subquery. With their runs, as
-        the key of traces begins with those."""
-        return (
-            f"(SELECT run_id, {self.trace_id} FROM {self.table} WHERE {scope} AND {self.condition})"
-        )
+        the key of traces begins with those. Not ``merged``, hidden versions count, too."""
+        table = f"{self.table} FINAL" if self.key and merged else self.table
+        return f"(SELECT run_id, {self.trace_id} FROM {table} WHERE {scope} AND {self.found})"
 
     def matches(self, scope: str, most: int) -> str:
         """A query that counts matching rows up to ``most``; a hidden version is one, too."""
-        table = self.table.removesuffix(" FINAL")
         return (
-            f"SELECT count() AS matches FROM (SELECT 1 FROM {table}"
-            f" WHERE {scope} AND {self.condition} LIMIT {most:d})"
+            f"SELECT count() AS matches FROM (SELECT 1 FROM {self.table}"
+            f" WHERE {scope} AND {self.found} LIMIT {most:d})"
+        )
+
+    @property
+    def found(self) -> str:
+        """The condition on a row."""
+        return f"{self.key} AND {self.condition}" if self.key else self.condition
+
+    @property
+    def still_found(self) -> str:
+        """A query for which of the traces ``ids`` in ``runs`` have it in their last version."""
+        # In one tuple: by itself, a value that is NULL in the last version would be passed over.
+        last = (
+            f"SELECT run_id, {self.trace_id} AS trace_id,"
+            f" argMax((value, value_number), version) AS last FROM {self.table} WHERE {self.key}"
+            f" AND run_id IN {{runs:Array(String)}} AND {self.trace_id} IN {{ids:Array(String)}}"
+            " GROUP BY run_id, trace_id"
+        )
+        return (
+            "SELECT run_id, trace_id FROM"
+            f" (SELECT run_id, trace_id, last.1 AS value, last.2 AS value_number FROM ({last}))"
+            f" WHERE {self.condition}"
         )
 
 
@@ -139,11 +160,12 @@ class Selection:
         """The conditions on the trace's own row."""
         return " AND ".join([*self.fixed, *self.changing]) or "1"
 
-    def where(self, window: str | None = None) -> str:
+    def where(self, window: str | None = None, *, merged: bool = True) -> str:
         """All conditions, to be asked of last versions only.
 
         Args:
             window: a condition that narrows the traces before other tables are looked through.
+            merged: whether rows of those count in their last version only.
         """
         conditions = [*self.fixed, *self.changing]
         for search in sorted(self.searches, key=lambda search: not search.quick):
@@ -155,7 +177,7 @@ class Selection:
                     f" AND (run_id, {search.trace_id}) IN"
                     f" (SELECT run_id, trace_id FROM traces_rows WHERE {among})"
                 )
-            conditions.append(f"(run_id, trace_id) IN {search.traces(scope)}")
+            conditions.append(f"(run_id, trace_id) IN {search.traces(scope, merged=merged)}")
         return " AND ".join(conditions) or "1"
 
     def on_spans(self) -> str:
@@ -182,9 +204,11 @@ class Selection:
                 tests.setdefault(name, []).append(f"value = {{value{i}:String}}")
         for i, (key, of_value) in enumerate(tests.items()):
             self.values[f"key{i}"] = key
-            condition = f"entity_type = 'trace' AND key = {{key{i}:String}} AND "
-            condition += " AND ".join(of_value)
-            self.searches.append(Search("entity_metadata_rows FINAL", "entity_id", condition, True))
+            known = f"entity_type = 'trace' AND key = {{key{i}:String}}"
+            condition = " AND ".join(of_value)
+            self.searches.append(
+                Search("entity_metadata_rows", "entity_id", condition, quick=True, key=known)
+            )
 
     def _add_text(self, text: str) -> None:
         # Of a word that has no upper and lower case, or is ASCII, the index tells all.
@@ -199,7 +223,9 @@ class Selection:
             conditions.append("positionCaseInsensitiveUTF8(content, {text:String}) > 0")
         quick = any(len(word.encode()) >= _SHORTEST for word in known)
         # Not FINAL: the copies of a record are alike.
-        self.searches.append(Search("spans_rows", "trace_id", " AND ".join(conditions), quick))
+        self.searches.append(
+            Search("spans_rows", "trace_id", " AND ".join(conditions), quick=quick)
+        )
 
 
 def _plain(value: Any) -> str | int | float:

@@ -144,7 +144,7 @@ async def find_traces(
             until = await _end_of_window(backend, selection, order, after, windows.pop(0))
         while True:
             rows = await _read(backend, selection, order, after, until, wanted)
-            found += await _latest(backend, rows)
+            found += await _latest(backend, selection, rows)
             if len(found) > limit:
                 page = found[:limit]
                 return page, write_cursor(kind, order.key(page[-1]))
@@ -284,7 +284,8 @@ async def _read(
     """Rows in order, versions that have been replaced among them."""
     conditions, values = _range(order, after, until)
     window = " AND ".join([selection.on_trace, *conditions])
-    where = " AND ".join([selection.where(window if until else None), *conditions])
+    chosen = selection.where(window if until else None, merged=False)
+    where = " AND ".join([chosen, *conditions])
     # Every trace has been PENDING: here most of what is found may have been replaced.
     merged = " FINAL" if "PENDING" in str(selection.values.get("status")) else ""
     return await backend.rows(
@@ -295,28 +296,36 @@ async def _read(
     )
 
 
-async def _latest(backend: Backend, rows: list[Row]) -> list[Row]:
-    """Those of ``rows`` that are the last version of their trace, each once."""
+async def _latest(backend: Backend, selection: Selection, rows: list[Row]) -> list[Row]:
+    """Those of ``rows`` that are the last version of their trace and still of the selection, each
+    once."""
     versions: dict[tuple[str, str], int] = {}
+    searches = [search for search in selection.searches if search.key]
+    still: list[set[tuple[str, str]]] = [set() for _ in searches]
     ids = list(dict.fromkeys(row["trace_id"] for row in rows))
     for start in range(0, len(ids), _ROWS_A_CHECK):
         some = set(ids[start : start + _ROWS_A_CHECK])
+        values: dict[str, Any] = {
+            "ids": sorted(some),
+            "runs": sorted({row["run_id"] for row in rows if row["trace_id"] in some}),
+        }
         answer = await backend.rows(
             "SELECT trace_id, root_span_id, max(version) AS version FROM traces_rows"
             " WHERE run_id IN {runs:Array(String)} AND trace_id IN {ids:Array(String)}"
             " GROUP BY trace_id, root_span_id",
-            {
-                "ids": sorted(some),
-                "runs": sorted({row["run_id"] for row in rows if row["trace_id"] in some}),
-            },
+            values,
         )
         versions |= {(row["trace_id"], row["root_span_id"]): row["version"] for row in answer}
+        for search, traces in zip(searches, still, strict=True):
+            answer = await backend.rows(search.still_found, {**selection.values, **values})
+            traces.update((row["run_id"], row["trace_id"]) for row in answer)
     latest: list[Row] = []
     for row in rows:
         key = row["trace_id"], row["root_span_id"]
         if versions.get(key) == row["version"]:
             del versions[key]  # a copy of it may follow
-            latest.append(_without_none(row))
+            if all((row["run_id"], row["trace_id"]) in traces for traces in still):
+                latest.append(_without_none(row))
     return latest
 
 

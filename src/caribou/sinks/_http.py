@@ -30,15 +30,17 @@ def open_session(
     connections: int,
     timeout: float,
     connect_timeout: float,
+    tls: ssl.SSLContext | None = None,
 ) -> aiohttp.ClientSession:
-    """A session for requests to ``url``, over at most so many connections; times in seconds."""
+    """A session for requests to ``url``, over at most so many connections; times in seconds.
+    ``tls`` is for another trust than the program's."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             limit=connections,
             keepalive_timeout=_KEEP_ALIVE,
             resolver=_DaemonResolver(),
             # Honours SSL_CERT_FILE and SSL_CERT_DIR.
-            ssl=ssl.create_default_context() if url.startswith("https:") else True,
+            ssl=(tls or ssl.create_default_context()) if url.startswith("https:") else True,
         ),
         timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=connect_timeout),
         headers={"Accept-Encoding": "identity", "User-Agent": "caribou", **headers},
@@ -47,20 +49,23 @@ def open_session(
 
 
 @contextlib.contextmanager
-def as_no_answer(who: str, variable: str, sent: Callable[[], bool]) -> Generator[None]:
+def as_no_answer(
+    who: str, variable: str, sent: Callable[[], bool], authorities: str = "SSL_CERT_FILE"
+) -> Generator[None]:
     """Turn the HTTP library's failures of one request into :class:`NoAnswer`.
 
     Args:
         who: who was asked, for people.
         variable: the environment variable that holds the address.
         sent: whether any of the body may have left.
+        authorities: the variable that names a file of authorities to trust.
     """
     try:
         yield
     except aiohttp.ClientConnectorCertificateError as error:
         raise NoAnswer(
             f"the {who}'s certificate is not trusted; "
-            f"SSL_CERT_FILE names the file of authorities to trust ({clean(str(error))})",
+            f"{authorities} names the file of authorities to trust ({clean(str(error))})",
             sent=False,
             permanent=True,
         ) from None

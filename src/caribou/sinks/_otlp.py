@@ -21,6 +21,8 @@ from caribou.sinks._pace import Pace
 from caribou.sinks.base import Batch, Misconfigured, Poison, Retry, SinkError, TooLarge
 
 if TYPE_CHECKING:
+    import ssl
+
     from caribou.otel.encoding import Envelope
     from caribou.sinks._otlp_http import Answer, Client
 
@@ -43,11 +45,16 @@ _SHORTEST_SECRET = 8
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Who is asked, and which settings are at fault when it refuses."""
+    """Who is asked, and which settings are at fault when it refuses.
+
+    ``authorities`` names whom to trust; ``plain_text`` says that a success may be told in it.
+    """
 
     who: str
     address: str
     credentials: str
+    authorities: str = "SSL_CERT_FILE"
+    plain_text: bool = False
 
 
 class SpanSender:
@@ -125,7 +132,7 @@ class SpanSender:
             raise no_answer(error) from None
         self.check(answer)
         try:
-            rejected, message = partial_success(answer)
+            rejected, message = partial_success(answer, plain=self._backend.plain_text)
         except NoAnswer:
             raise self.nobody(answer) from None
         if rejected > 0:
@@ -192,9 +199,12 @@ class SpanSink(ABC):
         connections: int,
         timeout: float,
         connect_timeout: float,
+        compressed: bool = True,
+        tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         """``url`` is where spans are posted to. What a header says is never shown, nor are
-        ``secrets``; times are seconds."""
+        ``secrets``; times are seconds. ``tls`` is for another trust than the program's, and raises
+        :class:`Misconfigured`."""
         self.sender: SpanSender = SpanSender(backend, url, to_span, resource or {})
         self._backend = backend
         self._url = url
@@ -208,6 +218,8 @@ class SpanSink(ABC):
         self._connections = connections
         self._timeout = timeout
         self._connect_timeout = connect_timeout
+        self._compressed = compressed
+        self._tls = tls
         self._client: Client | None = None
 
     def __repr__(self) -> str:
@@ -257,7 +269,7 @@ class SpanSink(ABC):
         """The client, made when it is first needed.
 
         Raises:
-            Misconfigured: a package is missing.
+            Misconfigured: a package is missing, or a file of certificates.
         """
         if self._client is None:
             try:
@@ -270,11 +282,14 @@ class SpanSink(ABC):
                 self._url,
                 who=self._backend.who,
                 variable=self._backend.address,
+                authorities=self._backend.authorities,
                 headers=self._headers,
                 secrets=self._secrets,
                 connections=self._connections,
                 timeout=self._timeout,
                 connect_timeout=self._connect_timeout,
+                compressed=self._compressed,
+                tls=None if self._tls is None else self._tls(),
             )
         return self._client
 

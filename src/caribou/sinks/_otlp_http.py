@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import zlib
 from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any, NamedTuple, cast
@@ -46,16 +47,21 @@ class Client:
         *,
         who: str,
         variable: str,
+        authorities: str,
         headers: Mapping[str, str],
         secrets: Collection[str],
         connections: int,
         timeout: float,
         connect_timeout: float,
+        compressed: bool,
+        tls: ssl.SSLContext | None,
     ) -> None:
-        """``who`` is asked, for people; ``variable`` holds the address. Answers may quote
-        ``secrets``, which are not shown."""
+        """``who`` is asked, for people; ``variable`` holds the address, and ``authorities`` whom to
+        trust. Answers may quote ``secrets``, which are not shown."""
         self._who = who
         self._variable = variable
+        self._authorities = authorities
+        self._compressed = compressed
         self._secrets = [secret.encode() for secret in secrets]
         self._session: aiohttp.ClientSession = open_session(
             url,
@@ -63,16 +69,20 @@ class Client:
             connections=connections,
             timeout=timeout,
             connect_timeout=connect_timeout,
+            tls=tls,
         )
 
     async def post_spans(self, url: str, request: bytes) -> Answer:
-        """Send an encoded request of spans, compressed.
+        """Send an encoded request of spans.
 
         Raises:
             NoAnswer: no whole answer came.
         """
-        headers = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip"}
-        return await self._post(url, await _compressed(request), headers)
+        headers = {"Content-Type": "application/x-protobuf"}
+        if self._compressed:
+            headers["Content-Encoding"] = "gzip"
+            request = await _compressed(request)
+        return await self._post(url, request, headers)
 
     async def post_json(self, url: str, body: object) -> Answer:
         """Send a value as JSON.
@@ -91,7 +101,7 @@ class Client:
     async def _post(self, url: str, body: bytes, headers: dict[str, str]) -> Answer:
         # Otherwise the body, which is no plain value to the library, would go in HTTP chunks.
         headers["Content-Length"] = str(len(body))
-        with as_no_answer(self._who, self._variable, lambda: True):
+        with as_no_answer(self._who, self._variable, lambda: True, self._authorities):
             async with self._session.post(
                 url, data=_whole(body), headers=headers, allow_redirects=False
             ) as response:
@@ -123,13 +133,19 @@ class Client:
         return bytes(answer)
 
 
-def partial_success(answer: Answer) -> tuple[int, str]:
+def partial_success(answer: Answer, *, plain: bool) -> tuple[int, str]:
     """How many spans a receiver that said 200 did not take, and what it says, on one line.
+
+    ``plain`` takes plain text for a success. Some receivers answer ``OK``, which OTLP does not
+    have; the exporters of OpenTelemetry's collector and of its libraries let it pass.
 
     Raises:
         NoAnswer: it is no answer of an OTLP receiver.
     """
     count, message = 0, ""
+    text = answer.body.strip()
+    if not text:
+        return count, message
     try:
         if answer.content_type == "application/x-protobuf":
             count, message = rejected(answer.body)
@@ -145,7 +161,9 @@ def partial_success(answer: Answer) -> tuple[int, str]:
             elif errors and isinstance(errors, list):
                 refused = cast("list[Any]", errors)
                 count, message = len(refused), str(refused[0])
-        elif answer.body:
+        elif plain and answer.content_type == "text/plain" and not text.startswith(b"<"):
+            message = "something in plain text, which is no answer of OTLP"
+        else:
             raise ValueError(answer.content_type)
     except (ValueError, TypeError, AttributeError, msgspec.DecodeError) as error:
         raise NoAnswer(clean(str(error)), sent=True, permanent=True) from None

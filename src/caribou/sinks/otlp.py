@@ -6,9 +6,16 @@ Spans have the names of the conventions for generative AI; ``caribou.otel.generi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+from caribou._certificates import tls_context
 from caribou.otel.generic import to_span
 from caribou.sinks._otlp import Backend, SpanSink
+from caribou.sinks.base import Misconfigured
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["OTLP"]
 
@@ -16,6 +23,8 @@ _BACKEND = Backend(
     who="OTLP receiver",
     address="OTEL_EXPORTER_OTLP_ENDPOINT",
     credentials="OTEL_EXPORTER_OTLP_HEADERS",
+    authorities="OTEL_EXPORTER_OTLP_CERTIFICATE, else SSL_CERT_FILE,",
+    plain_text=True,
 )
 
 
@@ -26,8 +35,12 @@ class OTLP(SpanSink):
         url: the address that traces are posted to, whole.
         headers: sent with each request; their values are never shown.
         resource: attributes of the program that is traced, such as ``service.name``.
+        compression: of requests.
         timeout: seconds for one request, its answer included.
         connect_timeout: seconds for reaching the receiver, TLS included.
+        certificate: a PEM file of the authorities to trust, instead of all others.
+        client_certificate: a PEM file of the certificate to show.
+        client_key: a PEM file of its key, where that is not in the same file.
     """
 
     def __init__(
@@ -36,9 +49,14 @@ class OTLP(SpanSink):
         *,
         headers: Mapping[str, str] | None = None,
         resource: Mapping[str, str] | None = None,
+        compression: Literal["gzip", "none"] = "gzip",
         timeout: float = 30.0,
         connect_timeout: float = 5.0,
+        certificate: Path | None = None,
+        client_certificate: Path | None = None,
+        client_key: Path | None = None,
     ) -> None:
+        self._certificates = certificate, client_certificate, client_key
         super().__init__(
             _BACKEND,
             url,
@@ -48,6 +66,8 @@ class OTLP(SpanSink):
             connections=len(self.tables),
             timeout=timeout,
             connect_timeout=connect_timeout,
+            compressed=compression == "gzip",
+            tls=self._trust if any(self._certificates) else None,
         )
 
     @property
@@ -64,3 +84,13 @@ class OTLP(SpanSink):
     def tables(self) -> frozenset[str]:
         """Records and summaries. What the other tables hold is in them."""
         return frozenset({"spans", "traces"})
+
+    def _trust(self) -> ssl.SSLContext:
+        try:
+            return tls_context(*self._certificates)
+        except OSError as error:
+            # They were in order when the program was configured.
+            raise Misconfigured(
+                "a file that OTEL_EXPORTER_OTLP_CERTIFICATE, OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE "
+                f"or OTEL_EXPORTER_OTLP_CLIENT_KEY names cannot be used any more ({error})"
+            ) from None
