@@ -82,6 +82,47 @@ def test_segments_are_loaded_once(tmp_path: Path) -> None:
     assert counted.objects == [{"n": 1}]
 
 
+@pytest.mark.parametrize("when", ["before it is opened", "before its turn"])
+def test_a_segment_may_be_deleted_while_it_is_loaded(tmp_path: Path, when: str) -> None:
+    """The journal makes room like that. What is behind it is loaded."""
+    program = """
+import sys
+from pathlib import Path
+from caribou.store import LocalStore
+home, when = Path(sys.argv[1]), sys.argv[2]
+(segment,) = (home / "journal").glob("*/spans-00000001.ndjson")
+
+def delete(*of: object) -> None:
+    segment.with_suffix(".commit").unlink(missing_ok=True)
+    segment.unlink(missing_ok=True)
+
+def opened(event: str, of: tuple) -> None:
+    if event == "open" and str(of[0]) == str(segment):
+        delete()
+
+if when == "before it is opened":
+    sys.addaudithook(opened)
+progress = delete if when == "before its turn" else None
+with LocalStore(home / "store", home / "journal", "caribou", progress) as store:
+    counts = store.query(
+        "SELECT (SELECT count() FROM scores), (SELECT count() FROM trace_tags)", format="CSV"
+    )
+    print(store.loaded.set_aside, counts.decode())
+"""
+    with open_journal(tmp_path) as journal:
+        write_rows(journal, "scores", {"run_id": "r", "trace_id": "t", "span_id": "s"})
+        write_rows(journal, "spans", *(span(i) for i in range(50)))
+        write_rows(journal, "trace_tags", {"tag": "a", "run_id": "r", "trace_id": "t"})
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), when],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "0 1,1"
+    assert len(list((tmp_path / "journal").glob("*/spans-*"))) == 0
+
+
 def test_a_refused_row_is_set_aside_and_its_neighbours_stay(tmp_path: Path) -> None:
     good = [span(i) for i in range(40)]
     with open_journal(tmp_path) as journal:

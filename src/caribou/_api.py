@@ -107,7 +107,9 @@ def configure(
         journal_dir: the journal's folder (``CARIBOU_JOURNAL_DIR``), by default ``journal`` in
             ``home``.
         journal: ``"disk"``, or ``"memory"`` to keep rows off the disk and lose them in a crash.
-        max_journal_bytes: from this size on, new rollouts run untraced; by default 2 GiB.
+        max_journal_bytes: from this size on, the local store forgets the oldest of what Langfuse or
+            an OTLP backend has; where that makes no room, new rollouts run untraced. By default
+            2 GiB.
         sample_rate: the share of rollouts to record, 0.0 to 1.0; each is recorded whole or not at
             all.
         redact: ``redact(table, row)`` sees each row as a dict before it is written anywhere, and

@@ -68,7 +68,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         home: Caribou's folder.
         journal_dir: the journal's folder.
         journal: where rows wait: on the disk, or in memory only.
-        max_journal_bytes: at this size new rollouts run untraced.
+        max_journal_bytes: at this size the local store forgets what is delivered elsewhere, or new
+            rollouts run untraced.
         sample_rate: the share of rollouts to record, 0.0 to 1.0.
         redact: sees every row before it is written anywhere.
         disabled: record nothing.

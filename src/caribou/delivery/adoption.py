@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,8 @@ class Adoption:
         sources: those that still hold rows.
         owners: how many were taken over so far.
         more: whether others were left for later.
-        other_bytes: bytes of segments in folders that were left alone.
+        others: folders that were left alone.
+        other_bytes: bytes of segments in them.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Adoption:
         self.sources: list[AdoptedSource] = []
         self.owners: int = 0
         self.more: bool = False
+        self.others: list[Path] = []
         self.other_bytes: int = 0
         self._root = root
         self._own_folder = own_folder
@@ -54,6 +57,7 @@ class Adoption:
         self._notices = Notices()
         self._looking = asyncio.Lock()
         self._left = False
+        self._left_folders: list[Path] = []
         self._left_bytes = 0
 
     async def look(self) -> None:
@@ -63,10 +67,11 @@ class Adoption:
         left, and given back when their places are needed.
         """
         async with self._looking:
-            self._left, self._left_bytes = False, 0
+            self._left, self._left_folders, self._left_bytes = False, [], 0
             await self._look()
             # Not before the end: who waits for everything must not take half a look for a whole.
-            self.more, self.other_bytes = self._left, self._left_bytes
+            self.more = self._left
+            self.others, self.other_bytes = self._left_folders, self._left_bytes
 
     async def _look(self) -> None:
         if self._root is None:
@@ -133,9 +138,11 @@ class Adoption:
     def _consider(self, folder: Path) -> None:
         owner = Owner.adopt(folder) if self._is_ours(folder) else None
         if owner is None:
+            self._left_folders.append(folder)
             for file in segment_files(folder):
-                # A live process may use the segment again under another name at any moment.
-                if file.path.exists():
+                # A live process may use the segment again under another name, or delete it, at any
+                # moment.
+                with suppress(FileNotFoundError):
                     self._left_bytes += file.path.stat().st_size
             return
         try:

@@ -15,6 +15,7 @@ from .accounting import Ledger
 from .adoption import Adoption
 from .courier import Courier, Link
 from .dead_letters import DeadLetters
+from .room import Room
 from .source import OwnSource, Source
 
 __all__ = ["Dispatcher"]
@@ -68,6 +69,7 @@ class Dispatcher:
         self._adoption = Adoption(
             root, lambda: journal.folder, self._links, durable, dead_letters, adopt_any=adopt_any
         )
+        self._room = Room(journal, self._own, self._adoption, durable)
         self._rolled = asyncio.Event()
         self._first_look = asyncio.Event()
 
@@ -183,10 +185,10 @@ class Dispatcher:
             # Soon: as long as a folder is locked, its rollouts look as if their process lived.
             self._adoption.close_finished()
             try:
+                if self._journal.full:
+                    await self._room.make()
                 self._journal.upkeep()
-                for stream in self._journal.streams.values():
-                    for segment in tuple(stream.segments):
-                        self._own.settle(segment)
+                self._own.settle_all()
             except OSError as error:
                 # Callers make their segments themselves until this works again.
                 _logger.debug("The upkeep of the journal failed: %s", error)

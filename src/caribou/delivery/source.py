@@ -11,12 +11,20 @@ from typing import Protocol
 
 from ..journal.cursor import Cursor
 from ..journal.journal import TABLES, Journal
-from ..journal.owner import Owner, OwnerInfo, stores, takes
+from ..journal.owner import Owner, OwnerInfo, holds, stores, takes
 from ..journal.reader import SegmentFile, count_rows, segment_files
 from ..journal.segment import Segment
 from ..sinks.base import Sink
 
-__all__ = ["AdoptedSource", "OwnSource", "Readable", "Source", "concerns", "kept_tables"]
+__all__ = [
+    "AdoptedSource",
+    "OwnSource",
+    "Readable",
+    "Source",
+    "concerns",
+    "is_elsewhere",
+    "kept_tables",
+]
 
 
 def kept_tables(durable: Collection[str], *, on_disk: bool) -> frozenset[str]:
@@ -117,10 +125,47 @@ class OwnSource(Source):
         super().__init__(journal.name, cursors, tables)
         self._journal = journal
         self._kept = kept_tables(durable, on_disk=journal.owner is not None)
+        # Full segments that stay, in the order in which they were full, each with how far the
+        # summaries had got by then.
+        self._full: dict[Segment, tuple[Segment, int]] = {}
 
     def segments(self, table: str) -> Sequence[Readable]:
         """As in :class:`Source`."""
         return tuple(self._journal.streams[table].segments)
+
+    def settle_all(self) -> None:
+        """Settle every segment."""
+        for table, stream in self._journal.streams.items():
+            for segment in tuple(stream.segments):
+                self.settle(segment)
+                if segment.sealed and table in self._kept and segment not in self._full:
+                    summaries = self._journal.streams["traces"].segments[-1]
+                    self._full[segment] = (summaries, summaries.committed)
+
+    def let_go(self, size: int) -> int:
+        """Delete the oldest of the full segments that stay, ``size`` bytes of them if there are so
+        many whose rows every sink has. Returns how many went.
+
+        Metadata, tags and scores that no sink takes stand in summaries and spans too: they go when
+        the summaries that were written by then are acknowledged.
+        """
+        gone = 0
+        for segment, (summaries, end) in tuple(self._full.items()):
+            if gone >= size:
+                break
+            if self._done(segment) and self._acknowledged(summaries, end):
+                del self._full[segment]
+                self._journal.discard(segment)
+                self._forget(segment.table, segment.number)
+                gone += segment.size
+        return gone
+
+    def _acknowledged(self, summaries: Segment, end: int) -> bool:
+        return summaries not in self.segments("traces") or all(
+            cursor.acknowledged("traces", summaries.number) >= end
+            for sink, cursor in self.cursors.items()
+            if "traces" in self._tables[sink]
+        )
 
     def settle(self, segment: Readable) -> None:
         """As in :class:`Source`."""
@@ -292,3 +337,16 @@ def concerns(folder: Path, info: OwnerInfo, sinks: Iterable[Sink]) -> bool:
         ):
             return True
     return not files
+
+
+def is_elsewhere(folder: Path, info: OwnerInfo) -> bool:
+    """Whether what a dead owner traced is somewhere else than in its folder: each of the sinks that
+    it named has acknowledged all that it takes, and one of them is no exporter."""
+    if not any(holds(sink) for sink in info.sinks):
+        return False
+    everybody = _Everybody(folder, info.sinks)
+    return not any(
+        takes(sink, file.table) and everybody.waits(sink, file, {})
+        for file in segment_files(folder)
+        for sink in info.sinks
+    )

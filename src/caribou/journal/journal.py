@@ -52,8 +52,8 @@ class Journal:
         """Open the journal: a few milliseconds of file work.
 
         ``sinks`` maps the name of each sink that must acknowledge what it takes to its target.
-        Segments that none takes stay for good (they are the local store). Where ``root`` cannot be
-        written the journal is kept in memory, with one warning.
+        Segments that none takes stay (they are the local store). Where ``root`` cannot be written
+        the journal is kept in memory, with one warning.
         """
         self.accepting: bool = True
         self.max_bytes: int = max_bytes
@@ -111,6 +111,11 @@ class Journal:
             for segment in tuple(stream.segments)[:-1]
         )
 
+    @property
+    def full(self) -> bool:
+        """Whether its bound is reached."""
+        return self.bytes_held >= self.max_bytes
+
     def count_others(self, held: int) -> None:
         """Set how many bytes other owners' segments take below the same root."""
         self._other_bytes = held
@@ -136,7 +141,7 @@ class Journal:
             for segment in tuple(stream.segments)[:-_KEPT_MAPPED]:
                 segment.rest()
         # Whole traces are refused when it is full, so what is in progress is never torn.
-        full = self.bytes_held >= self.max_bytes
+        full = self.full
         if full and time.monotonic() >= self._warn_again:
             self._warn_again = time.monotonic() + _WARNING_INTERVAL
             _logger.warning(
@@ -186,6 +191,12 @@ class Journal:
             else:
                 stream.standby.append(segment)
                 return
+        segment.remove()
+        segment.close()
+
+    def discard(self, segment: Segment) -> None:
+        """Delete a sealed segment. Not to be used again: who is reading it may read on."""
+        self.streams[segment.table].segments.remove(segment)
         segment.remove()
         segment.close()
 

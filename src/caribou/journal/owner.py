@@ -26,6 +26,7 @@ __all__ = [
     "FORMAT",
     "Owner",
     "OwnerInfo",
+    "holds",
     "is_alive",
     "network_file_system",
     "owner_folders",
@@ -72,6 +73,12 @@ def stores(sink: str, table: str) -> bool:
     backends and exporters get copies, which no command of Caribou reads."""
     copies = sink in _COPIES or sink.startswith(EXPORTER)
     return not copies and takes(sink, table)
+
+
+def holds(sink: str) -> bool:
+    """Whether what was traced is somewhere once ``sink`` has acknowledged it. What an exporter does
+    with spans nobody knows: many only print them."""
+    return takes(sink, "spans") and not sink.startswith(EXPORTER)
 
 
 class OwnerInfo(msgspec.Struct, frozen=True, kw_only=True):

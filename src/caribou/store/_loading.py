@@ -153,15 +153,20 @@ class Loader:
 
     def _load_piece(self, piece: _Piece, state: dict[str, int], result: Loaded) -> None:
         table = piece.segment.table
-        if piece.file is not None:
+        file = piece.file
+        if file is not None:
             try:
-                self._insert(table, piece.file, piece.batch_id)
+                # Counted first: the journal may delete it at any time, to make room.
+                count = _rows_in(file)
+                self._insert(table, file, piece.batch_id)
+            except FileNotFoundError:
+                pass
             except EngineError as error:
                 if error.code in _NOT_THE_ROWS:
                     raise
             else:
                 state[piece.key] = piece.end
-                result.rows += _rows_in(piece.file)
+                result.rows += count
                 return
         rows = read_rows(piece.segment, piece.start)
         for refused, error in self._insert_rows(table, rows, piece.batch_id):

@@ -1,0 +1,131 @@
+"""Room in a journal that is at its bound, where it is the local store of what others have too."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import JournalError
+from ..journal.journal import TABLES, Journal
+from ..journal.owner import FORMAT, Owner, holds
+from ..journal.reader import SegmentFile, segment_files
+from .adoption import Adoption
+from .source import OwnSource, is_elsewhere
+
+__all__ = ["Room"]
+
+_logger = logging.getLogger("caribou")
+
+# Down to this share of the bound, so that it is not done for each segment.
+_SHARE = 0.9
+# Where the dead left nothing that can go, to look again and again would cost more than it brings.
+_LOOK_AGAIN = 30.0
+
+
+class Room:
+    """Lets the oldest rows of the local store go once a sink that holds them has acknowledged them:
+    those of this process, and those in folders of dead ones."""
+
+    def __init__(
+        self, journal: Journal, own: OwnSource, adoption: Adoption, durable: Collection[str]
+    ) -> None:
+        """``durable`` names the sinks of this process. Where none of them holds what is traced,
+        nothing is let go."""
+        self._journal = journal
+        self._own = own
+        self._adoption = adoption
+        self._holds = any(holds(sink) for sink in durable)
+        self._look_again = 0.0
+        self._told = False
+
+    async def make(self) -> None:
+        """Bring a journal at its bound down to nine tenths of it, as far as rows can go."""
+        if not self._holds:
+            return
+        if time.monotonic() < self._look_again:
+            gone = self._own.let_go(self._excess)
+        else:
+            # Others may have made room meanwhile.
+            await self._adoption.look()
+            self._journal.count_others(self._adoption.other_bytes)
+            if not self._journal.full:
+                return
+            gone = await self._from_all()
+            if self._excess > 0:
+                self._look_again = time.monotonic() + _LOOK_AGAIN
+        if gone and not self._told:
+            self._told = True
+            _logger.warning(
+                "The journal has reached its bound (max_journal_bytes, %d MiB). From now on the "
+                "local store forgets the oldest of what Langfuse or an OTLP backend has, to make "
+                "room for new rollouts. A server in CLICKHOUSE_URL keeps everything; a larger "
+                "max_journal_bytes keeps more.",
+                self._journal.max_bytes >> 20,
+            )
+
+    @property
+    def _excess(self) -> int:
+        return self._journal.bytes_held - int(self._journal.max_bytes * _SHARE)
+
+    async def _from_all(self) -> int:
+        """Go through the folders, the one with the oldest segment first. Returns the bytes gone."""
+        others = self._adoption.other_bytes
+        own = self._journal.folder
+        folders = self._adoption.others if own is None else [*self._adoption.others, own]
+        gone = 0
+        for folder in sorted(folders, key=_begun):
+            if self._excess <= 0:
+                break
+            if folder == own:
+                gone += self._own.let_go(self._excess)
+                continue
+            # Of another user, damaged, or going away just now: the next one.
+            with suppress(OSError, ValueError, JournalError):
+                size = _let_dead_go(folder, self._excess)
+                gone += size
+                others -= size
+                self._journal.count_others(others)
+            # One after another, so that the loop stays free.
+            await asyncio.sleep(0)
+        return gone
+
+
+def _begun(folder: Path) -> int:
+    return min(map(_written, segment_files(folder)), default=sys.maxsize)
+
+
+def _written(file: SegmentFile) -> int:
+    try:
+        return file.path.stat().st_mtime_ns
+    except OSError:
+        return sys.maxsize
+
+
+def _let_dead_go(folder: Path, size: int) -> int:
+    """Delete the oldest segments of a dead owner whose rows are elsewhere, ``size`` bytes of them,
+    and the folder with the last. Returns how many bytes went."""
+    owner = Owner.adopt(folder)
+    if owner is None:
+        return 0
+    gone = 0
+    try:
+        if owner.info.format == FORMAT and is_elsewhere(folder, owner.info):
+            for file in sorted(segment_files(folder), key=_written):
+                if gone >= size:
+                    break
+                # Those of a later version are not ours to judge.
+                if file.table in TABLES:
+                    gone += file.path.stat().st_size
+                    file.commit_path.unlink(missing_ok=True)
+                    file.path.unlink()
+    finally:
+        if gone and not segment_files(folder):
+            owner.remove()
+        else:
+            owner.release()
+    return gone
