@@ -45,11 +45,17 @@ FROM traces_rows FINAL WHERE {where} GROUP BY bin
 """
 
 _TOOLS: Final = """
-SELECT tool_name, count() AS calls, countIf(status = 'ERROR') AS errors,
-    avg(duration_ms) AS mean_duration_ms, quantile(0.5)(duration_ms) AS p50_duration_ms,
-    quantile(0.95)(duration_ms) AS p95_duration_ms, max(duration_ms) AS max_duration_ms
-FROM spans_rows FINAL PREWHERE kind = 'tool' AND {where}
-GROUP BY tool_name ORDER BY p95_duration_ms DESC NULLS LAST, tool_name LIMIT {limit:UInt64}
+SELECT tool_name, calls, errors, mean_duration_ms,
+    if(timed = 0, NULL, quantiles[1]) AS p50_duration_ms,
+    if(timed = 0, NULL, quantiles[2]) AS p95_duration_ms, max_duration_ms
+FROM
+(
+    SELECT tool_name, count() AS calls, countIf(status = 'ERROR') AS errors,
+        count(duration_ms) AS timed, avg(duration_ms) AS mean_duration_ms,
+        quantiles(0.5, 0.95)(duration_ms) AS quantiles, max(duration_ms) AS max_duration_ms
+    FROM spans_rows FINAL PREWHERE kind = 'tool' AND {where} GROUP BY tool_name
+)
+ORDER BY p95_duration_ms DESC NULLS LAST, tool_name LIMIT {limit:UInt64}
 """
 
 _MODELS: Final = """

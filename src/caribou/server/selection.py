@@ -64,6 +64,7 @@ class Search:
         condition: what is looked for.
         quick: whether an index or the table's key finds it.
         key: where a later version may hide a match, the condition that all versions share.
+        metadata: the key and the value that are looked for, where that is all.
     """
 
     table: str
@@ -71,6 +72,15 @@ class Search:
     condition: str
     quick: bool
     key: str = ""
+    metadata: tuple[str, str] | None = None
+
+    def is_shown(self, trace: Mapping[str, Any]) -> bool:
+        """Whether the last version of a trace says by itself that it has it. That of a rollout
+        that goes on does not know what was changed since it began."""
+        if self.metadata is None or trace["status"] == "PENDING":
+            return False
+        key, value = self.metadata
+        return trace["metadata"].get(key) == value
 
     def traces(self, scope: str, *, merged: bool) -> str:
         """The traces that have it among the rows of ``scope``, as a subquery. With their runs, as
@@ -193,6 +203,7 @@ class Selection:
 
     def _add_metadata(self, given: Mapping[str, str]) -> None:
         tests: dict[str, list[str]] = {}
+        equal: dict[str, tuple[str, str]] = {}
         for i, (name, text) in enumerate(given.items()):
             key, dot, bound = name.rpartition(".")
             if key and dot and bound in ("min", "max"):
@@ -202,12 +213,19 @@ class Selection:
             else:
                 self.values[f"value{i}"] = text
                 tests.setdefault(name, []).append(f"value = {{value{i}:String}}")
+                equal[name] = name, text
         for i, (key, of_value) in enumerate(tests.items()):
             self.values[f"key{i}"] = key
             known = f"entity_type = 'trace' AND key = {{key{i}:String}}"
-            condition = " AND ".join(of_value)
             self.searches.append(
-                Search("entity_metadata_rows", "entity_id", condition, quick=True, key=known)
+                Search(
+                    "entity_metadata_rows",
+                    "entity_id",
+                    " AND ".join(of_value),
+                    quick=True,
+                    key=known,
+                    metadata=equal.get(key) if len(of_value) == 1 else None,
+                )
             )
 
     def _add_text(self, text: str) -> None:

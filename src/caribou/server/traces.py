@@ -8,6 +8,7 @@ which there can only be too many, and then whatever a later version has replaced
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -16,7 +17,7 @@ from msgspec import Meta
 from ..kestrel.models import Span, Trace
 from .backend import Backend, Row
 from .parameters import read_cursor, write_cursor
-from .selection import Selection
+from .selection import Search, Selection
 
 __all__ = ["SORTS", "find_spans", "find_trace", "find_traces"]
 
@@ -300,15 +301,7 @@ async def _latest(backend: Backend, selection: Selection, rows: list[Row]) -> li
     """Those of ``rows`` that are the last version of their trace and still of the selection, each
     once."""
     versions: dict[tuple[str, str], int] = {}
-    searches = [search for search in selection.searches if search.key]
-    still: list[set[tuple[str, str]]] = [set() for _ in searches]
-    ids = list(dict.fromkeys(row["trace_id"] for row in rows))
-    for start in range(0, len(ids), _ROWS_A_CHECK):
-        some = set(ids[start : start + _ROWS_A_CHECK])
-        values: dict[str, Any] = {
-            "ids": sorted(some),
-            "runs": sorted({row["run_id"] for row in rows if row["trace_id"] in some}),
-        }
+    for values in _checks(rows):
         answer = await backend.rows(
             "SELECT trace_id, root_span_id, max(version) AS version FROM traces_rows"
             " WHERE run_id IN {runs:Array(String)} AND trace_id IN {ids:Array(String)}"
@@ -316,17 +309,40 @@ async def _latest(backend: Backend, selection: Selection, rows: list[Row]) -> li
             values,
         )
         versions |= {(row["trace_id"], row["root_span_id"]): row["version"] for row in answer}
-        for search, traces in zip(searches, still, strict=True):
-            answer = await backend.rows(search.still_found, {**selection.values, **values})
-            traces.update((row["run_id"], row["trace_id"]) for row in answer)
     latest: list[Row] = []
     for row in rows:
         key = row["trace_id"], row["root_span_id"]
         if versions.get(key) == row["version"]:
             del versions[key]  # a copy of it may follow
-            if all((row["run_id"], row["trace_id"]) in traces for traces in still):
-                latest.append(_without_none(row))
+            latest.append(_without_none(row))
+    for search in selection.searches:
+        if search.key:
+            latest = await _still_found(backend, selection, search, latest)
     return latest
+
+
+async def _still_found(
+    backend: Backend, selection: Selection, search: Search, rows: list[Row]
+) -> list[Row]:
+    """Those of ``rows`` whose match is not hidden by a later version."""
+    traces: set[tuple[str, str]] = set()
+    for values in _checks([row for row in rows if not search.is_shown(row)]):
+        answer = await backend.rows(search.still_found, {**selection.values, **values})
+        traces.update((row["run_id"], row["trace_id"]) for row in answer)
+    return [
+        row for row in rows if search.is_shown(row) or (row["run_id"], row["trace_id"]) in traces
+    ]
+
+
+def _checks(rows: list[Row]) -> Iterator[dict[str, list[str]]]:
+    """The ids of traces and their runs, some at a time."""
+    runs: dict[str, set[str]] = {}
+    for row in rows:
+        runs.setdefault(row["trace_id"], set()).add(row["run_id"])
+    ids = list(runs)
+    for start in range(0, len(ids), _ROWS_A_CHECK):
+        some = ids[start : start + _ROWS_A_CHECK]
+        yield {"ids": some, "runs": sorted(set[str]().union(*(runs[id] for id in some)))}
 
 
 def _without_none(row: Row) -> Row:
