@@ -238,9 +238,30 @@ def test_what_processes_left_goes_first(
     assert numbers(own_folder()) == list(range(5))
     rollouts(5, 10)
     assert dropped() == {}
-    wait_until(lambda: not first.exists() and not second.exists())
+    wait_until(lambda: not rows(first, "spans") and not rows(second, "spans"))
+    # What is small stays as long as records make room enough.
+    assert [len(rows(folder, "traces")) for folder in (first, second)] == [6, 4]
     assert there.received == 15 * 6
     assert len([text for text in warnings(caplog) if "max_journal_bytes" in text]) == 1
+
+
+def test_what_was_known_of_a_killed_rollout_stays(there: Langfuse, home: Path) -> None:
+    """No backend was told of it: what it began with is told by its last summary."""
+    ending = """
+run = c.trace_run({"datapoint_id": "killed", "phase": "eval"})
+run.__enter__()
+c.add_meta({"note": "n"})
+assert c.flush(60).complete
+import os
+os._exit(0)
+"""
+    left = left_by(home, 3, ending, **variables(there))
+    caribou.configure(**settings(there), max_journal_bytes=8 << 20)
+    rollouts(0, 15)
+    assert dropped() == {}
+    wait_until(lambda: not rows(left, "spans"))
+    assert [row["value"] for row in rows(left, "entity_metadata")] == ["n"]
+    assert rows(left, "traces")[-1]["datapoint_id"] == "killed"
 
 
 @pytest.mark.parametrize("state", ["not delivered", "local", "alive"])

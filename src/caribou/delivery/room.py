@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ..journal.journal import TABLES, Journal
 from ..journal.owner import FORMAT, Owner, holds
 from ..journal.reader import SegmentFile, segment_files
 from .adoption import Adoption
-from .source import OwnSource, is_elsewhere
+from .source import OwnSource, is_elsewhere, is_record
 
 __all__ = ["Room"]
 
@@ -48,7 +48,8 @@ class Room:
         if not self._holds:
             return
         if time.monotonic() < self._look_again:
-            gone = self._own.let_go(self._excess)
+            gone = self._own.let_go(self._excess, records=True)
+            gone += self._own.let_go(self._excess, records=False)
         else:
             # Others may have made room meanwhile.
             await self._adoption.look()
@@ -73,24 +74,33 @@ class Room:
         return self._journal.bytes_held - int(self._journal.max_bytes * _SHARE)
 
     async def _from_all(self) -> int:
-        """Go through the folders, the one with the oldest segment first. Returns the bytes gone."""
-        others = self._adoption.other_bytes
+        """Go through the folders, the one with the oldest segment first; through all of them for
+        records, which are nearly everything, before anything else goes. Returns the bytes gone."""
         own = self._journal.folder
-        folders = self._adoption.others if own is None else [*self._adoption.others, own]
+        begun: list[tuple[int, Path]] = []
+        for folder in self._adoption.others if own is None else [*self._adoption.others, own]:
+            begun.append((_begun(folder), folder))
+            # One after another, so that the loop stays free.
+            await asyncio.sleep(0)
+        folders = [folder for _, folder in sorted(begun)]
+        return await self._from(folders, records=True) + await self._from(folders, records=False)
+
+    async def _from(self, folders: Sequence[Path], *, records: bool) -> int:
+        others = self._adoption.other_bytes
         gone = 0
-        for folder in sorted(folders, key=_begun):
+        for folder in folders:
             if self._excess <= 0:
                 break
-            if folder == own:
-                gone += self._own.let_go(self._excess)
+            if folder == self._journal.folder:
+                gone += self._own.let_go(self._excess, records=records)
                 continue
             # Of another user, damaged, or going away just now: the next one.
             with suppress(OSError, ValueError, JournalError):
-                size = _let_dead_go(folder, self._excess)
+                size = _let_dead_go(folder, self._excess, records=records)
                 gone += size
                 others -= size
+                self._adoption.other_bytes = others
                 self._journal.count_others(others)
-            # One after another, so that the loop stays free.
             await asyncio.sleep(0)
         return gone
 
@@ -106,9 +116,10 @@ def _written(file: SegmentFile) -> int:
         return sys.maxsize
 
 
-def _let_dead_go(folder: Path, size: int) -> int:
+def _let_dead_go(folder: Path, size: int, *, records: bool) -> int:
     """Delete the oldest segments of a dead owner whose rows are elsewhere, ``size`` bytes of them,
-    and the folder with the last. Returns how many bytes went."""
+    and the folder with the last; only of tables of ``records``, or of all. Returns how many bytes
+    went."""
     owner = Owner.adopt(folder)
     if owner is None:
         return 0
@@ -119,7 +130,9 @@ def _let_dead_go(folder: Path, size: int) -> int:
                 if gone >= size:
                     break
                 # Those of a later version are not ours to judge.
-                if file.table in TABLES:
+                if is_record(file.table, owner.info.sinks) or (
+                    not records and file.table in TABLES
+                ):
                     gone += file.path.stat().st_size
                     file.commit_path.unlink(missing_ok=True)
                     file.path.unlink()

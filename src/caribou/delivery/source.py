@@ -23,6 +23,7 @@ __all__ = [
     "Source",
     "concerns",
     "is_elsewhere",
+    "is_record",
     "kept_tables",
 ]
 
@@ -142,17 +143,22 @@ class OwnSource(Source):
                     summaries = self._journal.streams["traces"].segments[-1]
                     self._full[segment] = (summaries, summaries.committed)
 
-    def let_go(self, size: int) -> int:
+    def let_go(self, size: int, *, records: bool) -> int:
         """Delete the oldest of the full segments that stay, ``size`` bytes of them if there are so
         many whose rows every sink has. Returns how many went.
 
-        Metadata, tags and scores that no sink takes stand in summaries and spans too: they go when
-        the summaries that were written by then are acknowledged.
+        Args:
+            size: bytes.
+            records: only of tables whose every row a sink got (:func:`is_record`). Metadata, tags
+                and scores that no sink takes go when the summaries that were written by then are
+                acknowledged: as a rule they stand in later ones, too.
         """
         gone = 0
         for segment, (summaries, end) in tuple(self._full.items()):
             if gone >= size:
                 break
+            if records and not is_record(segment.table, self.cursors):
+                continue
             if self._done(segment) and self._acknowledged(summaries, end):
                 del self._full[segment]
                 self._journal.discard(segment)
@@ -337,6 +343,12 @@ def concerns(folder: Path, info: OwnerInfo, sinks: Iterable[Sink]) -> bool:
         ):
             return True
     return not files
+
+
+def is_record(table: str, sinks: Iterable[str]) -> bool:
+    """Whether what is in ``table`` was told to one of ``sinks`` row by row. Summaries were not: by
+    that of a rollout that goes on, or was killed, nothing is told."""
+    return table in ("spans", "scores") and any(takes(sink, table) for sink in sinks)
 
 
 def is_elsewhere(folder: Path, info: OwnerInfo) -> bool:

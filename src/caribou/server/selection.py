@@ -64,7 +64,6 @@ class Search:
         condition: what is looked for.
         quick: whether an index or the table's key finds it.
         key: where a later version may hide a match, the condition that all versions share.
-        metadata: the key and the value that are looked for, where that is all.
     """
 
     table: str
@@ -72,15 +71,6 @@ class Search:
     condition: str
     quick: bool
     key: str = ""
-    metadata: tuple[str, str] | None = None
-
-    def is_shown(self, trace: Mapping[str, Any]) -> bool:
-        """Whether the last version of a trace says by itself that it has it. That of a rollout
-        that goes on does not know what was changed since it began."""
-        if self.metadata is None or trace["status"] == "PENDING":
-            return False
-        key, value = self.metadata
-        return trace["metadata"].get(key) == value
 
     def traces(self, scope: str, *, merged: bool) -> str:
         """The traces that have it among the rows of ``scope``, as a subquery. With their runs, as
@@ -203,7 +193,6 @@ class Selection:
 
     def _add_metadata(self, given: Mapping[str, str]) -> None:
         tests: dict[str, list[str]] = {}
-        equal: dict[str, tuple[str, str]] = {}
         for i, (name, text) in enumerate(given.items()):
             key, dot, bound = name.rpartition(".")
             if key and dot and bound in ("min", "max"):
@@ -213,7 +202,6 @@ class Selection:
             else:
                 self.values[f"value{i}"] = text
                 tests.setdefault(name, []).append(f"value = {{value{i}:String}}")
-                equal[name] = name, text
         for i, (key, of_value) in enumerate(tests.items()):
             self.values[f"key{i}"] = key
             known = f"entity_type = 'trace' AND key = {{key{i}:String}}"
@@ -224,7 +212,6 @@ class Selection:
                     " AND ".join(of_value),
                     quick=True,
                     key=known,
-                    metadata=equal.get(key) if len(of_value) == 1 else None,
                 )
             )
 

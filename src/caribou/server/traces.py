@@ -326,12 +326,10 @@ async def _still_found(
 ) -> list[Row]:
     """Those of ``rows`` whose match is not hidden by a later version."""
     traces: set[tuple[str, str]] = set()
-    for values in _checks([row for row in rows if not search.is_shown(row)]):
+    for values in _checks(rows):
         answer = await backend.rows(search.still_found, {**selection.values, **values})
         traces.update((row["run_id"], row["trace_id"]) for row in answer)
-    return [
-        row for row in rows if search.is_shown(row) or (row["run_id"], row["trace_id"]) in traces
-    ]
+    return [row for row in rows if (row["run_id"], row["trace_id"]) in traces]
 
 
 def _checks(rows: list[Row]) -> Iterator[dict[str, list[str]]]:
