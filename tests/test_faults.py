@@ -24,9 +24,9 @@ from support.faulty import (
     configure,
     run_through,
 )
-from support.langfuse import Langfuse, langfuse, settings
+from support.langfuse import Langfuse, settings
 from support.nativeproxy import NativeProxy
-from support.otlp import Receiver, receiver
+from support.otlp import Receiver
 from support.readback import differences
 from support.scenarios import ON_THE_NATIVE_WIRE, ON_THE_WIRE, RESTARTED, Scenario
 from support.servers import DoorServer, OldServer, Server
@@ -78,18 +78,6 @@ async def test_no_fault_on_the_native_wire_loses_or_doubles_a_record(
         await run_through(scenario, proxy, door)
         await caribou.shutdown(5)
     check_stored(door, database)
-
-
-@pytest.fixture
-def there() -> Iterator[Langfuse]:
-    with langfuse() as there:
-        yield there
-
-
-@pytest.fixture
-def collector() -> Iterator[Receiver]:
-    with receiver() as collector:
-        yield collector
 
 
 async def run_beside_langfuse(

@@ -7,7 +7,6 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 import pytest
 from commandline import environment
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from support.langfuse import Langfuse, langfuse, settings, variables
-from support.otlp import Receiver, receiver
+from support.langfuse import Langfuse, settings, variables
+from support.otlp import Receiver
 from support.servers import DoorServer
 from support.waiting import wait_until
 
@@ -27,18 +26,6 @@ from caribou.journal.reader import read_rows, segment_files
 
 BOUND = 6 << 20
 TEXT = "x" * (256 << 10)
-
-
-@pytest.fixture
-def there() -> Iterator[Langfuse]:
-    with langfuse() as there:
-        yield there
-
-
-@pytest.fixture
-def collector() -> Iterator[Receiver]:
-    with receiver() as there:
-        yield there
 
 
 @pytest.fixture

@@ -6,13 +6,12 @@ import json
 import logging
 import ssl
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commandline import caribou as command
-from support.langfuse import SECRET_KEY, Langfuse, langfuse, settings, variables
+from support.langfuse import SECRET_KEY, Langfuse, settings, variables
 from support.left import ROWS, kept, trace
 from support.otlp import Receiver, receiver
 from support.servers import DoorServer
@@ -20,18 +19,6 @@ from support.servers import DoorServer
 import caribou.sync as caribou
 from caribou import Event, Grade, Message
 from caribou.journal.owner import owner_folders
-
-
-@pytest.fixture
-def there() -> Iterator[Langfuse]:
-    with langfuse() as there:
-        yield there
-
-
-@pytest.fixture
-def collector() -> Iterator[Receiver]:
-    with receiver() as there:
-        yield there
 
 
 @pytest.fixture

@@ -6,31 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from commandline import caribou as command
 from commandline import environment, record
-from support.langfuse import Langfuse, langfuse, settings, variables
+from support.langfuse import Langfuse, settings, variables
 from support.left import PROGRAM, ROWS, kept, trace
-from support.otlp import Receiver, receiver
+from support.otlp import Receiver
 from support.servers import DoorServer
 
 import caribou.sync as caribou
 from caribou.journal.owner import is_alive, owner_folders
-
-
-@pytest.fixture
-def there() -> Iterator[Langfuse]:
-    with langfuse() as there:
-        yield there
-
-
-@pytest.fixture
-def collector() -> Iterator[Receiver]:
-    with receiver() as there:
-        yield there
 
 
 @pytest.fixture

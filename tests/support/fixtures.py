@@ -8,12 +8,17 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from support.faultproxy import FaultProxy
 from support.servers import DoorServer, OldServer
 from support.serving import Service, serving
+
+if TYPE_CHECKING:
+    from support.langfuse import Langfuse
+    from support.otlp import Receiver
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +49,24 @@ def proxy(door: DoorServer) -> Iterator[FaultProxy]:
     """A proxy in front of ``door`` that can be told to misbehave."""
     with FaultProxy(door.port) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def there() -> Iterator[Langfuse]:
+    """The model of Langfuse; needs the extra ``otlp``."""
+    from support.langfuse import langfuse
+
+    with langfuse() as there:
+        yield there
+
+
+@pytest.fixture
+def collector() -> Iterator[Receiver]:
+    """An OTLP receiver; needs the extra ``otlp``."""
+    from support.otlp import receiver
+
+    with receiver() as collector:
+        yield collector
 
 
 @pytest.fixture

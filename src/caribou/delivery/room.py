@@ -86,7 +86,6 @@ class Room:
         return await self._from(folders, records=True) + await self._from(folders, records=False)
 
     async def _from(self, folders: Sequence[Path], *, records: bool) -> int:
-        others = self._adoption.other_bytes
         gone = 0
         for folder in folders:
             if self._excess <= 0:
@@ -98,9 +97,8 @@ class Room:
             with suppress(OSError, ValueError, JournalError):
                 size = _let_dead_go(folder, self._excess, records=records)
                 gone += size
-                others -= size
-                self._adoption.other_bytes = others
-                self._journal.count_others(others)
+                self._adoption.other_bytes -= size
+                self._journal.count_others(self._adoption.other_bytes)
             await asyncio.sleep(0)
         return gone
 
