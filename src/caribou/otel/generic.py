@@ -7,12 +7,14 @@ take bytes by the square of its length.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Final, cast
 
 from . import attributes as names
 from .spans import (
     Attributes,
+    Common,
     Row,
     Span,
     SpanEvent,
@@ -31,16 +33,13 @@ from .spans import (
 
 __all__ = ["to_span"]
 
-# Columns that are told as they are, and their names.
+# What is the same in all rows of a rollout.
+_IDENTITY: Final = ("run_id", "phase", "step_number", "datapoint_id", "env_name", "model_name")
+_MOST_TRACES: Final = 4096
+# Other columns that are told as they are, and their names.
 _EVERYWHERE: Final = tuple(
     (column, names.CARIBOU + column)
     for column in (
-        "run_id",
-        "phase",
-        "step_number",
-        "datapoint_id",
-        "env_name",
-        "model_name",
         "seq",
         "kind",
         "turn_index",
@@ -92,13 +91,14 @@ def to_span(table: str, row: Row) -> Span | None:
     if table == "traces":
         return _rollout(row)
     kind = str(row.get("kind", ""))
+    common = _common(*map(row.get, _IDENTITY))
     attributes: Attributes = {}
     for column, name in _EVERYWHERE:
         value = row.get(column)
         if value is not None:
             attributes[name] = value if type(value) in _WORDS else as_text(value)
     make = _scope if is_scope(row) else _message if "role" in row else _KINDS.get(kind, _scope)
-    span: dict[str, Any] = base(row) | {"name": row["name"], "attributes": attributes}
+    span: dict[str, Any] = base(row) | {"name": row["name"], "own": attributes, "common": common}
     make(row, span, attributes)
     if row.get("status") == "ERROR":
         span |= {"failed": True, "status_message": str(row.get("status_message") or "")}
@@ -111,6 +111,14 @@ def to_span(table: str, row: Row) -> Span | None:
             attributes[names.ATTRIBUTES] = own
     _sizes(row, attributes)
     return Span(**span)
+
+
+@functools.lru_cache(_MOST_TRACES, typed=True)
+def _common(*identity: Any) -> Common:
+    attributes: Attributes = {}
+    for column, value in zip(_IDENTITY, identity, strict=True):
+        put(attributes, names.CARIBOU + column, value)
+    return Common(attributes)
 
 
 def _rollout(row: Row) -> Span:
@@ -136,7 +144,7 @@ def _rollout(row: Row) -> Span:
     return Span(
         **span,
         name=f"{names.INVOKE_AGENT} {agent}".rstrip(),
-        attributes=attributes,
+        own=attributes,
         failed=failed,
         status_message=str(row.get("error_message") or "") if failed else "",
         events=exceptions(row, span["end_ns"]),

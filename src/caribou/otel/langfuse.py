@@ -8,13 +8,16 @@ generation has its own message only.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, Final, cast
 
 from . import attributes as names
 from .spans import (
+    NOTHING,
     Attributes,
+    Common,
     Row,
     Span,
     agent_name,
@@ -50,13 +53,12 @@ _USAGE: Final = {
     "cache_write_tokens": "input_cache_creation",
     "reasoning_tokens": "output_reasoning_tokens",
 }
+# What is the same in all rows of a rollout.
+_IDENTITY: Final = ("run_id", "phase", "step_number", "datapoint_id", "env_name")
+_MOST_TRACES: Final = 4096
 _METADATA: Final = tuple(
     (column, names.OBSERVATION_METADATA + column)
     for column in (
-        "run_id",
-        "step_number",
-        "datapoint_id",
-        "env_name",
         "seq",
         "kind",
         "turn_index",
@@ -79,6 +81,11 @@ _TRACE_METADATA: Final = (
     "grader_name",
 )
 _OUTCOME: Final = ("status", "score", "turns", "messages", "tool_calls", "tool_errors")
+_CHATML: Final = (
+    ("tool_calls", "tool_calls"),
+    ("tool_call_id", "tool_call_id"),
+    ("tool_name", "name"),
+)
 _GRADE: Final = ("score", "reasoning", "criteria", "passed_count", "total_count")
 _TRACE: Final = "rollout"
 # https://langfuse.com/docs/observability/features/environments
@@ -96,40 +103,45 @@ def to_span(table: str, row: Row) -> Span | None:
     """
     if is_open(row):
         return None
-    attributes = _of_trace(row)
+    get = row.get
     if table == "traces":
-        return _rollout(row, attributes)
+        return _rollout(row, _of_trace(*map(get, _IDENTITY)))
+    common = _common(*map(get, _IDENTITY))
+    attributes: Attributes = {}
+    given = get("attributes")
+    if given:
+        # Whoever gave one of these names means another value.
+        attributes, common = {**common.attributes}, NOTHING
     for column, name in _METADATA:
-        value = row.get(column)
+        value = get(column)
         if value is not None:
-            attributes[name] = value if isinstance(value, str) else as_text(value)
-    own = row.get("attributes")
-    if own:
-        for name, value in as_mapping(own).items():
+            attributes[name] = value if type(value) is str else as_text(value)
+    if given:
+        for name, value in as_mapping(given).items():
             _metadata(attributes, name, value)
-        if isinstance(own, str):
-            _metadata(attributes, "attributes", own)
+        if isinstance(given, str):
+            _metadata(attributes, "attributes", given)
     span = base(row)
-    kind = str(row.get("kind", ""))
+    kind = get("kind", "")
     make = _scope if is_scope(row) else _message if "role" in row else _KINDS.get(kind, _scope)
     make(row, attributes)
     if attributes[names.OBSERVATION_TYPE] == "event" and span["end_ns"] > span["start_ns"]:
         # Events of Langfuse have no end.
         attributes[names.OBSERVATION_TYPE] = "span"
-    status = str(row.get("status") or "")
+    status = get("status")
     failed = status == "ERROR"
-    if status in ("ERROR", "ABORTED"):
+    if failed or status == "ABORTED":
         attributes[names.OBSERVATION_LEVEL] = _LEVELS.get(status, "ERROR")
-        put(attributes, names.OBSERVATION_STATUS_MESSAGE, row.get("status_message"))
+        put(attributes, names.OBSERVATION_STATUS_MESSAGE, get("status_message"))
     _sizes(row, attributes)
-    message = str(row.get("status_message") or "") if failed else ""
     return Span(
         **span,
         name=str(row["name"]),
         kind="client" if attributes[names.OBSERVATION_TYPE] == "generation" else "internal",
-        attributes=attributes,
+        own=attributes,
+        common=common,
         failed=failed,
-        status_message=message,
+        status_message=str(get("status_message") or "") if failed else "",
     )
 
 
@@ -162,18 +174,31 @@ def to_score(row: Row) -> dict[str, Any] | None:
     return score
 
 
-def _of_trace(row: Row) -> Attributes:
-    """What every span of a trace says of it."""
-    attributes: Attributes = {names.TRACE_NAME: agent_name(row) or _TRACE}
-    environment = str(row.get("phase") or "")
+@functools.lru_cache(_MOST_TRACES, typed=True)
+def _common(*identity: Any) -> Common:
+    """What every record's span says of its trace, by the columns of ``_IDENTITY``."""
+    attributes = _of_trace(*identity)
+    for column, value in zip(_IDENTITY, identity, strict=True):
+        if column != "phase" and value is not None:
+            attributes[names.OBSERVATION_METADATA + column] = as_text(value)
+    return Common(attributes)
+
+
+def _of_trace(
+    run_id: Any, phase: Any, _step_number: Any, datapoint_id: Any, env_name: Any
+) -> Attributes:
+    """What the root's span says of the trace as well."""
+    agent = agent_name({"run_id": run_id, "phase": phase, "env_name": env_name})
+    attributes: Attributes = {names.TRACE_NAME: agent or _TRACE}
+    environment = str(phase or "")
     if _ENVIRONMENT.fullmatch(environment):
         attributes[names.ENVIRONMENT] = environment
-    if environment == "eval" and row.get("run_id"):
+    if environment == "eval" and run_id:
         # https://langfuse.com/integrations/native/opentelemetry/experiments
-        attributes[names.EXPERIMENT_ID] = str(row["run_id"])
-        attributes[names.EXPERIMENT_NAME] = str(row["run_id"])
-        put(attributes, names.EXPERIMENT_DATASET_ID, row.get("env_name"))
-        put(attributes, names.EXPERIMENT_ITEM_ID, row.get("datapoint_id"))
+        attributes[names.EXPERIMENT_ID] = str(run_id)
+        attributes[names.EXPERIMENT_NAME] = str(run_id)
+        put(attributes, names.EXPERIMENT_DATASET_ID, env_name)
+        put(attributes, names.EXPERIMENT_ITEM_ID, datapoint_id)
     return attributes
 
 
@@ -206,7 +231,7 @@ def _rollout(row: Row, attributes: Attributes) -> Span:
     return Span(
         **span,
         name=f"{names.INVOKE_AGENT} {agent_name(row)}".rstrip(),
-        attributes=attributes,
+        own=attributes,
         failed=level == "ERROR",
         status_message=reason if level == "ERROR" else "",
         events=exceptions(row, span["end_ns"]),
@@ -214,11 +239,13 @@ def _rollout(row: Row, attributes: Attributes) -> Span:
 
 
 def _message(row: Row, attributes: Attributes) -> None:
-    message = _some(row, ("role", "content", "tool_calls", "tool_call_id"))
-    message.setdefault("content", None)
-    put(message, "name", row.get("tool_name"))
+    message = {"role": row["role"], "content": row.get("content")}
+    for column, name in _CHATML:
+        value = row.get(column)
+        if value is not None:
+            message[name] = value
     # Whatever has tokens or a cost is a generation, as they would count nowhere else.
-    called = "cost_usd" in row or any(name in row for name in _USAGE)
+    called = "cost_usd" in row or not _USAGE.keys().isdisjoint(row)
     if row["role"] != "assistant" and not called:
         attributes[names.OBSERVATION_TYPE] = "event"
         attributes[names.OBSERVATION_INPUT] = as_text([message])

@@ -14,7 +14,9 @@ from . import attributes as names
 
 __all__ = [
     "LONGEST_VALUE",
+    "NOTHING",
     "Attributes",
+    "Common",
     "Row",
     "Span",
     "SpanEvent",
@@ -64,6 +66,20 @@ class SpanEvent(msgspec.Struct, frozen=True, kw_only=True):
     attributes: Mapping[str, Value]
 
 
+class Common:
+    """Attributes of all spans of a trace: one object for them all, so that an encoder may keep in
+    ``encoded`` what it makes of them."""
+
+    __slots__ = ("attributes", "encoded")
+
+    def __init__(self, attributes: Mapping[str, Value]) -> None:
+        self.attributes: Mapping[str, Value] = attributes
+        self.encoded: bytes | None = None
+
+
+NOTHING: Final = Common({})
+
+
 class Span(msgspec.Struct, frozen=True, kw_only=True):
     """One span of OpenTelemetry.
 
@@ -75,7 +91,8 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
         kind: its role between services.
         start_ns: nanoseconds since the epoch.
         end_ns: as well; the start for what took no time.
-        attributes: values by name.
+        own: values by name.
+        common: more of them, with other names.
         failed: its status is an error.
         status_message: why, where somebody said so.
         events: what happened in it.
@@ -88,10 +105,16 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["internal", "client"] = "internal"
     start_ns: int
     end_ns: int
-    attributes: Mapping[str, Value]
+    own: Mapping[str, Value]
+    common: Common = NOTHING
     failed: bool = False
     status_message: str = ""
     events: tuple[SpanEvent, ...] = ()
+
+    @property
+    def attributes(self) -> dict[str, Value]:
+        """All its attributes."""
+        return {**self.common.attributes, **self.own}
 
 
 def decoded_row(line: bytes) -> Row:
@@ -153,6 +176,8 @@ def base(row: Row) -> dict[str, Any]:
 
 def nanoseconds(text: str) -> int:
     """A time of a line, ``"1790000000.408435526"``, as nanoseconds since the epoch."""
+    if len(text) == 20 and text[10] == ".":  # as all of this century are
+        return int(text[:10] + text[11:])
     seconds, _, fraction = text.partition(".")
     return int(seconds) * 1_000_000_000 + int(fraction[:9].ljust(9, "0"))
 
@@ -178,6 +203,8 @@ def model_of(row: Row) -> str:
 
 def as_text(value: object) -> str:
     """A value as one text: a str as it is, anything else as JSON."""
+    if type(value) is int:
+        return str(value)
     return value if isinstance(value, str) else _encode(value).decode()
 
 
