@@ -406,6 +406,36 @@ def test_a_backlog_keeps_neither_maps_nor_descriptors(tmp_path: Path) -> None:
     journal.close(delivered=True)
 
 
+def test_with_a_backlog_two_larger_segments_are_ready_for_a_busy_caller(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path, clickhouse="there")
+    stream = journal.streams["spans"]
+    while len(stream.segments) < 7:
+        stream.append(row(0, 8000))
+        journal.upkeep()
+    assert [segment.size for segment in stream.standby] == [2 * SEGMENT_BYTES] * 2
+    journal.close(delivered=True)
+
+
+def test_upkeep_ends_though_a_caller_takes_segments_as_fast_as_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = open_journal(tmp_path, clickhouse="there")
+    stream = journal.streams["spans"]
+    make, made = Segment.__init__, 0
+
+    def taken_at_once(self: Segment, *arguments: Any) -> None:
+        nonlocal made
+        made += 1
+        make(self, *arguments)
+        if made < 100:
+            stream.standby.clear()
+
+    monkeypatch.setattr(Segment, "__init__", taken_at_once)
+    journal.upkeep()
+    assert made < 100
+    journal.close(delivered=True)
+
+
 def test_where_no_folder_can_be_made_the_journal_is_in_memory(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
