@@ -174,11 +174,7 @@ class Journal:
     def _make_standby(self) -> None:
         for stream in self.streams.values():
             wanted, size = _STANDBY.get(stream.table, 1), stream.next_size()
-            waiting = len(stream.segments) - 1
-            if waiting < _BACKLOG:
-                # What is being delivered comes back: to use it again is cheaper than a new one.
-                wanted = max(1, wanted - waiting)
-            elif size == SEGMENT_BYTES and self._large:
+            if len(stream.segments) > _BACKLOG and size == SEGMENT_BYTES and self._large:
                 # A new one takes as long as a busy caller takes to fill 4 MiB.
                 size *= 2
             # Counted beforehand: a busy caller takes them as fast as they are made.
