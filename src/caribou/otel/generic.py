@@ -7,7 +7,7 @@ take bytes by the square of its length.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 from . import attributes as names
@@ -97,6 +97,7 @@ def to_span(table: str, row: Row) -> Span | None:
         value = row.get(column)
         if value is not None:
             attributes[name] = value if type(value) in _WORDS else as_text(value)
+    _whose(attributes, row, row.get("tags"))
     make = _scope if is_scope(row) else _message if "role" in row else _KINDS.get(kind, _scope)
     span: dict[str, Any] = base(row) | {"name": row["name"], "attributes": attributes}
     make(row, span, attributes)
@@ -113,19 +114,23 @@ def to_span(table: str, row: Row) -> Span | None:
     return Span(**span)
 
 
+def _whose(attributes: Attributes, given: Mapping[str, Any], tags: object) -> None:
+    """Session, user and tags, of a rollout or of what is in it."""
+    put(attributes, names.CONVERSATION_ID, given.get("session_id"))
+    put(attributes, names.USER_ID, given.get("user_id"))
+    if tags and isinstance(tags, list):
+        attributes["caribou.tags"] = [str(tag) for tag in cast("list[object]", tags)]
+
+
 def _rollout(row: Row) -> Span:
     attributes: Attributes = {names.OPERATION_NAME: names.INVOKE_AGENT}
     agent = agent_name(row)
     put(attributes, names.AGENT_NAME, agent or None)
     put(attributes, names.REQUEST_MODEL, row.get("model_name"))
     metadata = as_mapping(row.get("metadata"))
-    put(attributes, names.CONVERSATION_ID, metadata.get("session_id"))
-    put(attributes, names.USER_ID, metadata.get("user_id"))
+    _whose(attributes, metadata, row.get("tags"))
     for name in _SUMMARY:
         put(attributes, names.CARIBOU + name, row.get(name))
-    if row.get("tags"):
-        tags = cast("list[object]", row["tags"])
-        attributes["caribou.tags"] = [str(tag) for tag in tags]
     for key, value in metadata.items():
         put(attributes, names.METADATA + key, value)
     _sizes(row, attributes)

@@ -9,7 +9,7 @@ generation has its own message only.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 from . import attributes as names
@@ -99,6 +99,7 @@ def to_span(table: str, row: Row) -> Span | None:
     attributes = _of_trace(row)
     if table == "traces":
         return _rollout(row, attributes)
+    _whose(attributes, row, row.get("tags"))
     for column, name in _METADATA:
         value = row.get(column)
         if value is not None:
@@ -177,6 +178,14 @@ def _of_trace(row: Row) -> Attributes:
     return attributes
 
 
+def _whose(attributes: Attributes, given: Mapping[str, Any], tags: object) -> None:
+    """Session, user and tags, by which observations are found there as traces are."""
+    put(attributes, names.SESSION_ID, given.get("session_id"))
+    put(attributes, names.USER_ID, given.get("user_id"))
+    if isinstance(tags, list):
+        attributes[names.TRACE_TAGS] = [str(tag) for tag in cast("list[object]", tags)]
+
+
 def _rollout(row: Row, attributes: Attributes) -> Span:
     root, status = row["root_span_id"], str(row.get("status") or "")
     if names.EXPERIMENT_ID in attributes:
@@ -191,10 +200,7 @@ def _rollout(row: Row, attributes: Attributes) -> Span:
     }
     put(attributes, names.AGENT_NAME, agent_name(row) or None)
     metadata = as_mapping(row.get("metadata"))
-    put(attributes, names.SESSION_ID, metadata.get("session_id"))
-    put(attributes, names.USER_ID, metadata.get("user_id"))
-    if isinstance(row.get("tags"), list):
-        attributes[names.TRACE_TAGS] = [str(tag) for tag in cast("list[object]", row["tags"])]
+    _whose(attributes, metadata, row.get("tags"))
     for name in _TRACE_METADATA:
         _metadata(attributes, name, row.get(name), names.TRACE_METADATA)
     for name, value in metadata.items():
