@@ -1,0 +1,371 @@
+"""Session, user and tags, which every line of a rollout's records has once they are given."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commandline import caribou as command
+from support.langfuse import Langfuse, settings
+from support.otlp import Receiver
+from support.servers import DoorServer
+from support.switches import frequent_switches
+
+import caribou.sync as caribou
+from caribou import Event, Grade, Message, ToolExecution
+from caribou.testing import Capture
+
+META = {"datapoint_id": "d", "phase": "train", "run_id": "r"}
+NAMES = ("session_id", "user_id", "tags")
+RECORDS = [
+    Message(role="user", content="plain"),
+    Message(role="assistant", content="with more", input_tokens=1),
+    Message(role="developer", content="an uncommon role"),
+    Message(role="assistant", content="of a grader", grader_name="g"),
+    ToolExecution(name="t"),
+    Grade(score=1.0),
+    Event(name="e"),
+]
+
+
+def fields(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in NAMES if name in row}
+
+
+def lines(captured: Capture, table: str = "spans") -> list[dict[str, Any]]:
+    """The rows of a table, no line of which has a key twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row = dict(pairs)
+        assert len(row) == len(pairs)
+        return row
+
+    raw = captured._lines[table].lines
+    return [json.loads(line, object_pairs_hook=once) for line in raw]
+
+
+def say(text: str) -> None:
+    caribou.log(Message(role="user", content=text))
+
+
+def test_every_record_has_them_from_then_on(caribou_capture: Capture) -> None:
+    expected = [{}, {"session_id": "s"}, {"session_id": "s", "tags": ["b", "a"]}]
+    expected.append({"session_id": "s", "user_id": "7", "tags": ["b", "a", "c"]})
+    with caribou.trace_run(META):
+        for change in (
+            lambda: caribou.add_meta({"other": 1}),
+            lambda: caribou.add_meta({"session_id": "s"}),
+            lambda: caribou.add_tags("b", "a", "b"),
+            lambda: (caribou.add_tags("a", "c"), caribou.add_meta({"user_id": 7})),
+        ):
+            change()
+            for record in RECORDS:
+                caribou.log(record)
+    found = lines(caribou_capture)
+    assert [fields(row) for row in found] == [e for e in expected for _ in RECORDS]
+    # In the root's own row they stand where they always did.
+    last = lines(caribou_capture, "traces")[-1]
+    assert fields(last) == {"tags": ["b", "a", "c"]}
+    assert last["metadata"] == {"other": "1", "session_id": "s", "user_id": "7"}
+
+
+def test_before_any_record(caribou_capture: Capture) -> None:
+    with caribou.trace_run(META):
+        caribou.add_meta({"session_id": 'qu"oted ü\n', "user_id": "u"})
+        say("x")
+    (row,) = lines(caribou_capture)
+    assert fields(row) == {"session_id": 'qu"oted ü\n', "user_id": "u"}
+
+
+def test_scopes_that_were_open_before_have_them_too(caribou_capture: Capture) -> None:
+    with caribou.trace_run(META), caribou.span("outer"):
+        say("1")
+        with caribou.span("inner"):
+            say("2")
+            caribou.add_tags("t")
+            say("3")
+        say("4")
+        with caribou.span("next"):
+            say("5")
+    found = [
+        (row["name"], row.get("content"), row.get("version", 0), fields(row))
+        for row in lines(caribou_capture)
+    ]
+    tagged = {"tags": ["t"]}
+    assert found == [
+        ("outer", None, 0, {}),
+        ("message.user", "1", 0, {}),
+        ("inner", None, 0, {}),
+        ("message.user", "2", 0, {}),
+        ("message.user", "3", 0, tagged),
+        ("inner", None, 1, tagged),
+        ("message.user", "4", 0, tagged),
+        ("next", None, 0, tagged),
+        ("message.user", "5", 0, tagged),
+        ("next", None, 1, tagged),
+        ("outer", None, 1, tagged),
+    ]
+
+
+def test_they_change_and_go(caribou_capture: Capture) -> None:
+    with caribou.trace_run(META):
+        for session in ("a", "b", "", "x" * 201, "c"):
+            caribou.add_meta({"session_id": session})
+            say(session)
+    sessions = [row.get("session_id") for row in lines(caribou_capture)]
+    assert sessions == ["a", "b", None, None, "c"]
+
+
+def test_rollouts_have_their_own(caribou_capture: Capture) -> None:
+    with caribou.trace_run(META | {"trace_id": "a" * 32}):
+        caribou.add_tags("first")
+        with caribou.trace_run(META):
+            say("within")
+        say("first")
+    with caribou.trace_run(META | {"trace_id": "a" * 32}):
+        caribou.add_tags("second")
+        say("second")
+    found = [(row["content"], fields(row)) for row in lines(caribou_capture)]
+    assert found == [
+        ("within", {}),
+        ("first", {"tags": ["first"]}),
+        ("second", {"tags": ["second"]}),
+    ]
+
+
+@pytest.mark.parametrize("name", ["session_id", "user_id"])
+@pytest.mark.parametrize(("size", "carried"), [(200, True), (201, False)])
+def test_what_langfuse_would_drop_stands_in_the_summary_only(
+    caribou_capture: Capture, name: str, size: int, carried: bool
+) -> None:
+    value = "ü" * size
+    with caribou.trace_run(META):
+        caribou.add_meta({name: value})
+        caribou.add_tags("before", value, "after")
+        say("x")
+    (row,) = lines(caribou_capture)
+    tags = ["before", value, "after"] if carried else ["before", "after"]
+    assert fields(row) == {name: value, "tags": tags} if carried else {"tags": tags}
+    last = lines(caribou_capture, "traces")[-1]
+    assert (last["metadata"][name], last["tags"]) == (value, ["before", value, "after"])
+
+
+def test_no_tags_make_lines_huge(caribou_capture: Capture) -> None:
+    # A control character takes six bytes of JSON.
+    tags = [f"{number:03d}" + "\x01" * 7 for number in range(1000)]
+    with caribou.trace_run(META):
+        say("x")
+        caribou.add_tags(*tags)
+        say("x")
+    before, after = caribou_capture._lines["spans"].lines
+    (_, row) = lines(caribou_capture)
+    assert row["tags"] == tags[: len(row["tags"])]
+    assert 1950 < len(after) - len(before) <= 2060
+    assert lines(caribou_capture, "traces")[-1]["tags"] == tags
+
+
+@pytest.mark.asyncio
+async def test_what_comes_late(caribou_capture: Capture) -> None:
+    closed = asyncio.Event()
+
+    async def straggler() -> None:
+        with caribou.span("long"):
+            await closed.wait()
+            say("1")
+            caribou.add_tags("late")
+            say("2")
+
+    async def stranger() -> None:
+        # Its own scope is closed by then.
+        await closed.wait()
+        await asyncio.sleep(0)
+        say("3")
+        with caribou.span("new"):
+            say("4")
+
+    with caribou.trace_run(META):
+        with caribou.span("step"):
+            caribou.add_meta({"session_id": "s"})
+            tasks = [asyncio.ensure_future(straggler()), asyncio.ensure_future(stranger())]
+            await asyncio.sleep(0)
+        caribou.add_meta({"user_id": "u"})
+    closed.set()
+    await asyncio.gather(*tasks)
+    found = {
+        (row.get("content", row["name"]), row.get("version", 0)): (
+            row.get("late", False),
+            fields(row),
+        )
+        for row in lines(caribou_capture)
+    }
+    session = {"session_id": "s"}
+    both = session | {"user_id": "u"}
+    everything = both | {"tags": ["late"]}
+    assert found == {
+        ("step", 0): (False, {}),
+        ("long", 0): (False, session),
+        ("step", 1): (False, session),
+        ("1", 0): (True, both),
+        ("2", 0): (True, everything),
+        ("long", 1): (True, everything),
+        ("3", 0): (True, everything),
+        ("new", 0): (True, everything),
+        ("4", 0): (True, everything),
+        ("new", 1): (True, everything),
+    }
+
+
+def test_threads_that_change_and_log_at_once(caribou_capture: Capture) -> None:
+    writers, changers, each = 3, 3, 60
+    running = threading.Barrier(writers + changers)
+
+    def write(number: int) -> None:
+        running.wait()
+        for count in range(each):
+            with caribou.span(f"{number}"):
+                say("in a new scope")
+                caribou.log(Message(role="assistant", content=f"{count}"))
+            caribou.log(Message(role="system", content="outside"))
+
+    def change(number: int) -> None:
+        running.wait()
+        for count in range(each):
+            caribou.add_tags(f"{number}.{count}")
+            caribou.add_meta({"session_id": f"{number}.{count}"})
+
+    with caribou.trace_run(META), caribou.span("shared"), frequent_switches():
+        jobs = [(write, number) for number in range(writers)]
+        jobs += [(change, number) for number in range(changers)]
+        threads = [
+            threading.Thread(target=contextvars.copy_context().run, args=job) for job in jobs
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for role in ("user", "assistant", "system", "tool"):
+            caribou.log(Message(role=role, content="last"))
+        with caribou.span("last"):
+            say("last")
+    found = lines(caribou_capture)
+    summary = lines(caribou_capture, "traces")[-1]
+    for row in found:
+        # Whole, if maybe a moment old.
+        assert row.get("tags", []) == summary["tags"][: len(row.get("tags", []))]
+        number, _, count = row.get("session_id", "0.0").partition(".")
+        assert int(number) < changers
+        assert int(count) < each
+    assert len(found) == writers * each * 5 + 4 + 3 + 2
+    last = {"session_id": summary["metadata"]["session_id"], "tags": summary["tags"]}
+    assert len(last["tags"]) == changers * each
+    at_last = [row for row in found if "last" in (row.get("content"), row["name"])]
+    assert [fields(row) for row in at_last] == [last] * 7
+
+
+def test_a_hook_may_change_them_and_take_them_away(caribou_capture: Capture) -> None:
+    def redact(table: str, row: dict[str, Any]) -> dict[str, Any]:
+        row.pop("user_id", None)
+        return row | {"session_id": "***"} if table == "spans" else row
+
+    caribou.configure(redact=redact)
+    with caribou.trace_run(META):
+        caribou.add_meta({"session_id": "s", "user_id": "u"})
+        caribou.add_tags("t")
+        say("x")
+    (row,) = lines(caribou_capture)
+    assert fields(row) == {"session_id": "***", "tags": ["t"]}
+    assert row["sanitized"] == ""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_hook_that_fails_takes_them_with_the_rest(caribou_capture: Capture) -> None:
+    caribou.configure(redact=lambda table, row: {}[table])
+    with caribou.trace_run(META):
+        caribou.add_meta({"session_id": "s", "user_id": "u"})
+        caribou.add_tags("t")
+        say("x")
+    (row,) = lines(caribou_capture)
+    assert fields(row) == {}
+    assert row["sanitized"] == "redaction_failed"
+
+
+def test_what_is_not_recorded_has_none(caribou_capture: Capture) -> None:
+    caribou.configure(sample_rate=0.0)
+    with caribou.trace_run(META), caribou.span("s"):
+        caribou.add_meta({"session_id": "s"})
+        caribou.add_tags("t")
+        say("x")
+    assert lines(caribou_capture) == []
+    assert caribou_capture.stats().sinks["capture"].pending == 0
+
+
+@contextmanager
+def under_way() -> Iterator[None]:
+    """A rollout that has not ended, as one that is killed never does."""
+    with caribou.trace_run(META), caribou.span("step"):
+        caribou.add_meta({"session_id": "s-1", "user_id": 7})
+        caribou.add_tags("b", "a")
+        for record in RECORDS:
+            caribou.log(record)
+        yield
+
+
+@pytest.mark.parametrize("journal", ["disk", "memory"])
+def test_langfuse_and_others_find_records_by_them(
+    there: Langfuse, collector: Receiver, journal: Any
+) -> None:
+    caribou.configure(**settings(there), otlp=collector.url, journal=journal)
+    with under_way():
+        assert caribou.flush(20).complete
+        seen = there.observations().values()
+        assert len(seen) == len(collector.spans) == len(RECORDS)
+        for observation in seen:
+            assert observation["sessionId"] == "s-1"
+            assert observation["userId"] == "7"
+            assert observation["tags"] == ["b", "a"]
+        for span in collector.spans.values():
+            assert span.attributes["gen_ai.conversation.id"] == "s-1"
+            assert span.attributes["user.id"] == "7"
+            assert span.attributes["caribou.tags"] == ["b", "a"]
+    assert caribou.shutdown(20).complete
+    # The scope and the root as well.
+    assert {o["sessionId"] for o in there.observations().values()} == {"s-1"}
+    assert len(there.spans) == len(RECORDS) + 2
+
+
+@pytest.mark.parametrize("way", ["url", "native_url"])
+def test_they_are_no_columns_of_clickhouse(door: DoorServer, database: str, way: str) -> None:
+    caribou.configure(clickhouse_url=getattr(door, way), clickhouse_database=database)
+    with under_way():
+        pass
+    assert caribou.shutdown(20).complete
+    rows = door.rows(f"SELECT * FROM {database}.spans ORDER BY seq")
+    assert [row["kind"] for row in rows][:2] == ["span", "message"]
+    assert len(rows) == len(RECORDS) + 1
+    assert not set(rows[0]) & set(NAMES)
+    (trace,) = door.rows(f"SELECT tags, metadata FROM {database}.traces")
+    assert trace == {"tags": ["b", "a"], "metadata": {"session_id": "s-1", "user_id": "7"}}
+
+
+def test_the_local_store_and_its_commands_do_not_mind(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    caribou.configure(home=home)
+    with under_way():
+        pass
+    caribou.shutdown(20)
+    [listed] = command("traces", "--json", home=home).objects
+    trace_id = listed["trace_id"]
+    [trace] = command("show", trace_id, "--json", home=home).objects
+    assert len(trace["spans"]) == len(RECORDS) + 1
+    assert not set(trace["spans"][0]) & set(NAMES)
+    assert trace["tags"] == ["b", "a"]
+    assert "tags: b, a" in command("show", trace_id, home=home).out
+    [exported] = command("export", "--json", home=home).objects
+    assert [m["content"] for m in exported["messages"]][:2] == ["plain", "with more"]
