@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import json
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -267,6 +270,77 @@ def test_threads_that_change_and_log_at_once(caribou_capture: Capture) -> None:
     assert len(last["tags"]) == changers * each
     at_last = [row for row in found if "last" in (row.get("content"), row["name"])]
     assert [fields(row) for row in at_last] == [last] * 7
+
+
+@contextmanager
+def interrupted(at: int, change: Callable[[], None]) -> Iterator[list[int]]:
+    """``change`` runs before the line of number ``at`` of the library's code, as it would where a
+    thread comes between or a finaliser runs. Gives what is not empty once it has."""
+    library = str(Path(caribou.__file__).parent)
+    left, done = itertools.repeat(None, at), []
+
+    def at_line(frame: FrameType, event: str, _: object) -> Callable[..., object]:
+        if event == "line" and not done and next(left, done) is done:
+            done.append(at)
+            change()
+        return at_line
+
+    def at_call(frame: FrameType, *_: object) -> Callable[..., object] | None:
+        return at_line if frame.f_code.co_filename.startswith(library) else None
+
+    before = sys.gettrace()
+    sys.settrace(at_call)
+    try:
+        yield done
+    finally:
+        sys.settrace(before)
+
+
+def test_a_change_that_comes_between_any_two_lines(caribou_capture: Capture) -> None:
+    def change() -> None:
+        caribou.add_meta({"session_id": "new"})
+        caribou.add_tags("theirs")
+
+    def act(done: list[int]) -> int | None:
+        """Do what may be interrupted. Gives how many lines there were at the first step that began
+        after the change."""
+        since = None
+        inner = caribou.span("inner")
+        for step in (
+            lambda: say("1"),
+            lambda: caribou.add_tags("ours"),
+            lambda: caribou.log(ToolExecution(name="t")),
+            inner.__enter__,
+            lambda: say("2"),
+            lambda: caribou.add_meta({"user_id": "u"}),
+            lambda: say("3"),
+            lambda: inner.__exit__(None, None, None),
+            lambda: say("4"),
+        ):
+            if done and since is None:
+                since = len(caribou_capture.rows("spans"))
+            step()
+        return since
+
+    for at in itertools.count():
+        caribou_capture.clear()
+        with caribou.trace_run(META), caribou.span("outer"):
+            with interrupted(at, change) as done:
+                since = act(done)
+            if not done:
+                break
+            before = len(caribou_capture.rows("spans"))
+            for role in ("user", "assistant"):
+                caribou.log(Message(role=role, content="last"))
+        found = lines(caribou_capture)
+        assert len(found) == 1 + 5 + 2 + 2 + 1, at
+        for row in found[before if since is None else since :]:
+            assert row["session_id"] == "new", at
+            assert "theirs" in row["tags"], at
+        for row in found[before:]:
+            assert row["user_id"] == "u", at
+            assert set(row["tags"]) == {"ours", "theirs"}, at
+    assert at > 100
 
 
 def test_a_hook_may_change_them_and_take_them_away(caribou_capture: Capture) -> None:
