@@ -270,7 +270,7 @@ async def test_the_old_server_takes_rows_and_survives_a_restart(
     old_server: OldServer, database: str
 ) -> None:
     await off_loop(old_server.create_tables, database)
-    batch = make_batch(span_lines(50))
+    batch = make_batch(span_lines(50, session_id="s", tags=["a", "b"]))  # no columns
     async with open_sink(old_server.url, database) as sink:
         await sink.send(batch)
         assert not await sink.confirm(batch)  # it cannot mark rows, so it cannot be asked

@@ -14,6 +14,7 @@ from caribou.delivery.dead_letters import read_dead_letters
 from caribou.delivery.replay import replay
 from caribou.journal.cursor import Cursor, InFlight
 from caribou.journal.owner import owner_folders
+from caribou.journal.stream import SEGMENT_BYTES
 from caribou.sinks.base import (
     Ambiguous,
     Misconfigured,

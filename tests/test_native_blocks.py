@@ -35,6 +35,8 @@ def journal_lines(*, hostile: bool) -> dict[str, list[bytes]]:
             meta = META if step is None else META | {"step_number": step}
             with caribou.trace_run(meta):
                 caribou.add_tags("a", 'qu"oted', "ünï")
+                # What comes of them on every line is no column of ``spans``.
+                caribou.add_meta({"session_id": "s", "user_id": 7})
                 caribou.add_meta({"number": 2.5, "text": 'tab\t\\ "', "nested": {"a": [None, 1e3]}})
                 _log_everything()
                 if hostile:

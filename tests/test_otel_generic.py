@@ -31,6 +31,9 @@ COMMON = {
     "caribou.datapoint_id": "task-7",
     "caribou.env_name": "airline",
     "caribou.model_name": "gpt-4o",
+    "gen_ai.conversation.id": "s-1",
+    "user.id": "u-1",
+    "caribou.tags": ["b", "a"],
 }
 IN_PLACE = COMMON | {"caribou.seq": 4, "caribou.turn_index": 1, "caribou.intra_index": 2}
 GENERIC: dict[str, Golden] = {
@@ -203,8 +206,6 @@ GENERIC: dict[str, Golden] = {
             "gen_ai.operation.name": "invoke_agent",
             "gen_ai.agent.name": "airline",
             "gen_ai.request.model": "gpt-4o",
-            "gen_ai.conversation.id": "s-1",
-            "user.id": "u-1",
             "error.type": "ValueError",
             "caribou.grader_name": "judge",
             "caribou.status": "TOOL_ERROR",
@@ -217,7 +218,6 @@ GENERIC: dict[str, Golden] = {
             "caribou.cost_usd": 0.0125,
             "caribou.usage": '{"gpt-4o-2026":{"input_tokens":100}}',
             "caribou.score": 0.5,
-            "caribou.tags": ["b", "a"],
             "caribou.metadata.trial": "3",
             "caribou.metadata.session_id": "s-1",
             "caribou.metadata.user_id": "u-1",

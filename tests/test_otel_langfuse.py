@@ -24,16 +24,19 @@ from support.golden import (
 
 from caribou.otel.langfuse import to_span
 
-EXPERIMENT = {
+OF_TRACE = {
     "langfuse.trace.name": "airline",
     "langfuse.environment": "eval",
     "langfuse.experiment.id": "nightly",
     "langfuse.experiment.name": "nightly",
     "langfuse.experiment.dataset.id": "airline",
     "langfuse.experiment.item.id": "task-7",
+    "session.id": "s-1",
+    "user.id": "u-1",
+    "langfuse.trace.tags": ["b", "a"],
 }
 META = "langfuse.observation.metadata."
-IN_LANGFUSE = EXPERIMENT | {
+IN_LANGFUSE = OF_TRACE | {
     f"{META}run_id": "nightly",
     f"{META}step_number": "3",
     f"{META}datapoint_id": "task-7",
@@ -188,7 +191,7 @@ LANGFUSE: dict[str, Golden] = {
             "status_message": "ValueError: no sky",
             "events": [EXCEPTION],
         },
-        EXPERIMENT
+        OF_TRACE
         | {
             "langfuse.experiment.item.root_observation_id": ROOT,
             "langfuse.observation.type": "agent",
@@ -209,9 +212,6 @@ LANGFUSE: dict[str, Golden] = {
             },
             "gen_ai.operation.name": "invoke_agent",
             "gen_ai.agent.name": "airline",
-            "session.id": "s-1",
-            "user.id": "u-1",
-            "langfuse.trace.tags": ["b", "a"],
             "langfuse.trace.metadata.run_id": "nightly",
             "langfuse.trace.metadata.phase": "eval",
             "langfuse.trace.metadata.step_number": "3",

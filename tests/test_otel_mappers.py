@@ -73,6 +73,18 @@ def test_who_acts(phase: str, run_id: str | None, env_name: str | None, agent: s
     assert not [name for name in shown.attributes if "experiment" in name]
 
 
+def test_whose_a_record_is_stands_on_it_as_far_as_its_row_says() -> None:
+    named = ("session_id", "user_id", "tags")
+    without = {name: value for name, value in USER.items() if name not in named}
+    for mapper in (generic, langfuse):
+        nobodys = mapper.to_span("spans", without)
+        # What a redaction hook may make of tags.
+        of_user = mapper.to_span("spans", without | {"user_id": "u", "tags": "***"})
+        assert nobodys is not None
+        assert of_user is not None
+        assert {**of_user.attributes} == {**nobodys.attributes, "user.id": "u"}
+
+
 @pytest.mark.parametrize(("size", "kept"), [(99, 99), (100, 100), (101, 98)])
 def test_what_is_too_large_is_cut_between_two_characters(size: int, kept: int) -> None:
     # The last character has three bytes, of which one or more are beyond the hundredth.

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import pytest
+from support.switches import frequent_switches
 
 import caribou.sync as caribou
 from caribou import Event, Grade, InvalidType, InvalidValue, Message, RolloutStatus, ToolExecution
@@ -252,7 +253,7 @@ def test_totals_never_leave_their_columns(caribou_capture: Capture) -> None:
 
 def test_threads_may_share_a_rollout(caribou_capture: Capture) -> None:
     threads, each = 8, 1500
-    with caribou.trace_run(META), _frequent_switches():
+    with caribou.trace_run(META), frequent_switches():
 
         def work() -> None:
             for _ in range(each):
@@ -277,15 +278,6 @@ def test_threads_may_share_a_rollout(caribou_capture: Capture) -> None:
     # Each assistant message is a turn of its own, whichever thread it came from.
     turns = [span["turn_index"] for span in spans if span["kind"] == "message"]
     assert sorted(turns) == list(range(total))
-
-
-class _frequent_switches:  # noqa: N801
-    def __enter__(self) -> None:
-        self.before = sys.getswitchinterval()
-        sys.setswitchinterval(1e-6)
-
-    def __exit__(self, *_: object) -> None:
-        sys.setswitchinterval(self.before)
 
 
 def test_a_rollout_within_a_rollout_is_its_own(caribou_capture: Capture) -> None:

@@ -211,7 +211,8 @@ def add_meta(data: Mapping[str, object]) -> None:
     """Add keys and values to the rollout; a key that is there already is replaced.
 
     Args:
-        data: the keys and values. Numbers can be searched by range.
+        data: the keys and values. Numbers can be searched by range. ``session_id`` and ``user_id``
+            stand on each record that is logged afterwards, up to 200 characters, as tags do.
 
     Raises:
         InvalidType: it is no dict.

@@ -147,9 +147,10 @@ def log(item: Record) -> None:
 def _new_head(scope: Scope, role: str) -> tuple[Raw, bool, bool]:
     """What starts the rows of a common role in a scope, kept for those that follow."""
     label, opens, answers = ROLES[role]
+    heads = scope.heads
     constants = scope.prefix.removeprefix(_START)
     head = Raw(b'%b,%b,"role":%b' % (constants, label, encode(role))), opens, answers
-    scope.heads[role] = head
+    heads[role] = head
     return head
 
 
@@ -173,7 +174,6 @@ def _log_carefully(item: Any) -> None:
     if rollout.skipped is not None:
         rollout.skip(1)
         return
-    if rollout.closed:
-        rollout.late(scope)
+    scope.catch_up()
     WRITERS[type(item)](scope, item)
     rollout.amended()

@@ -83,17 +83,15 @@ class SpanManager:
         if self._scope is not None:
             raise CaribouError("This span was entered before; call span for each")
         rollout = parent.rollout
-        if rollout.closed:
-            rollout.late(parent)
-        self._late = parent.late
+        parent.catch_up()
         span_id = _ids.new_span_id()
+        self._parent = parent
         self._scope = rollout.scope(parent, span_id)
         self._start = time.time_ns()
         self._began = time.monotonic_ns()
-        self._head = (
-            b'%b,"seq":%d,"span_id":"%b","start_time":"%b",%b,"turn_index":%d,"intra_index":%d%b'
+        self._place = (
+            b',"seq":%d,"span_id":"%b","start_time":"%b",%b,"turn_index":%d,"intra_index":%d%b'
             % (
-                parent.prefix,
                 rollout.next_seq(),
                 span_id,
                 stamp(self._start),
@@ -103,7 +101,7 @@ class SpanManager:
                 self._more,
             )
         )
-        self._write(self._scope, b',"status":"PENDING"}')
+        self._write(b',"status":"PENDING"}')
         enter(self._scope, frame)
 
     def _close(self, problem: BaseException | None) -> None:
@@ -126,16 +124,16 @@ class SpanManager:
         )
         if message is not None:
             tail += b',"status_message":' + encode(storable_text(message, _MAX_STATUS_MESSAGE))
-        if scope.rollout.closed and not self._late:
-            tail += b',"late":true'
-        self._write(scope, tail + b"}")
-        self._head = b""
+        self._parent.catch_up()
+        self._write(tail + b"}")
+        self._place = b""
 
-    def _write(self, scope: Scope, tail: bytes) -> None:
-        if scope.rollout.skipped is None:
-            scope.append(self._head + tail)
+    def _write(self, tail: bytes) -> None:
+        parent = self._parent
+        if parent.rollout.skipped is None:
+            parent.append(parent.prefix + self._place + tail)
         else:
-            scope.rollout.skip(1)
+            parent.rollout.skip(1)
 
 
 class NullRecorder:

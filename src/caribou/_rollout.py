@@ -20,7 +20,7 @@ from . import _ids
 from ._failures import MAX_MESSAGE, is_abort, message_of, traceback_of, type_of
 from ._redact import Appender, redacted
 from ._registration import Registrar
-from ._rows import prefix, row, stamp
+from ._rows import prefix, row, stamp, trace_fields
 from ._sanitize import MAX_INTEGER, MAX_LINE, Cleaner, encode, storable_text
 from ._scope import Scope
 from ._settings import Settings
@@ -122,6 +122,7 @@ class Rollout:
         "tags",
         "tool_calls",
         "tool_errors",
+        "trace_fields",
         "trace_id",
         "turn",
         "turns",
@@ -159,6 +160,7 @@ class Rollout:
         self.duration_ms: float | None = None
         self.tags: list[str] = []
         self.metadata: dict[str, str] = {}
+        self.trace_fields = b""
         self._next_version = itertools.count(1).__next__
         self._edited = 0
         self._recorder = recorder
@@ -194,13 +196,6 @@ class Rollout:
     def _inside(self, span_id: bytes) -> bytes:
         """The start of a line whose parent this span is. Ids need no escaping."""
         return b'%b,"parent_span_id":"%b"' % (self._start_of_line, span_id)
-
-    def late(self, scope: Scope) -> None:
-        """Mark what ``scope`` logs from now on as coming after the rollout was closed."""
-        if not scope.late:
-            scope.late = True
-            scope.prefix += b',"late":true'
-            scope.heads = {}
 
     def skip(self, rows: int) -> None:
         """Count rows of a rollout that is not recorded."""
@@ -292,9 +287,6 @@ class Rollout:
         # The same key may be set again by another process, for a trace id of the user's own.
         self._edited = version = max(time.time_ns(), self._edited + 1)
         for key, value in Cleaner().json(data).items():
-            number = None
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                number = float(value)
             text = value if isinstance(value, str) else encode(value).decode()
             columns: dict[str, object] = {
                 "entity_type": "trace",
@@ -304,10 +296,11 @@ class Rollout:
                 "value": value if isinstance(value, dict | list) else text,
                 "version": version,
             }
-            if number is not None:
-                columns["value_number"] = number
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                columns["value_number"] = float(value)
             self.write("entity_metadata", columns)
             self.metadata[key] = storable_text(text, MAX_MESSAGE)
+        self._tell_scopes()
         self.amended()
 
     def add_tags(self, tags: tuple[str, ...]) -> None:
@@ -322,7 +315,16 @@ class Rollout:
             self.tags.append(text)
             run_id = self._constants.get("run_id") or ""
             self.write("trace_tags", {"tag": text, "run_id": run_id, "trace_id": self.trace_id})
+        self._tell_scopes()
         self.amended()
+
+    def _tell_scopes(self) -> None:
+        """Have every line from now on say whose it is."""
+        # A thread that puts older fields over those of another finds that out at its next look.
+        while (fields := trace_fields(self.metadata, self.tags)) != self.trace_fields:
+            self.trace_fields = fields
+            for scope in tuple(self.scopes):
+                scope.renew()
 
     def set_status(self, status: str, error_message: str | None) -> None:
         """The outcome, whatever happens next."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -29,6 +29,7 @@ __all__ = [
     "stamp",
     "times",
     "tool_body",
+    "trace_fields",
 ]
 
 # Work that the fast path may hand to the encoder: one a character, and this much a value. It keeps
@@ -40,6 +41,12 @@ _CONTENT: Final = b',"structured":["content"]'
 _ARGUMENTS: Final = b',"structured":["arguments"]'
 _RESULT: Final = b',"structured":["result"]'
 _BOTH: Final = b',"structured":["arguments","result"]'
+
+# Characters that Langfuse takes for a session, a user or a tag; it drops what is longer.
+# https://langfuse.com/docs/observability/features/sessions and .../features/tags
+_MAX_FIELD: Final = 200
+# Bytes of JSON for all tags of a line: they are repeated in every one.
+_MAX_TAGS: Final = 2048
 
 _MAX_LABELS: Final = 1000
 _labels: dict[tuple[str, str], bytes] = {}
@@ -206,6 +213,27 @@ def labels(kind: str, name: str) -> bytes:
 def prefix(constants: Mapping[str, object]) -> bytes:
     """The start of every line of a rollout: an object that is still open."""
     return encode({name: value for name, value in constants.items() if value is not None})[:-1]
+
+
+def trace_fields(metadata: Mapping[str, str], tags: Sequence[str]) -> bytes:
+    """Whose a rollout is: its session, user and tags as members that follow others of a line, as
+    far as each line has room for them. The summary has all of them."""
+    fields: dict[str, object] = {}
+    for name in ("session_id", "user_id"):
+        value = metadata.get(name)
+        if value and len(value) <= _MAX_FIELD:
+            fields[name] = value
+    first: list[str] = []
+    room = _MAX_TAGS
+    for tag in tags:
+        if len(tag) <= _MAX_FIELD:
+            room -= len(encode(tag)) + 1
+            if room < 0:
+                break
+            first.append(tag)
+    if first:
+        fields["tags"] = first
+    return b"," + encode(fields)[1:-1] if fields else b""
 
 
 def row(start: bytes, columns: Mapping[str, object]) -> bytes:

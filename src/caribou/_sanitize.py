@@ -346,7 +346,7 @@ _CLEAN: Final[dict[str, Callable[[Cleaner, object], Any]]] = {
         "run_id trace_id phase datapoint_id env_name model_name parent_span_id span_id start_time "
         "end_time kind name role tool_call_id tool_name model provider error requestor "
         "grader_name grader_type reasoning prompt status status_message sanitized root_span_id "
-        "error_type error_message traceback entity_type entity_id key tag time",
+        "error_type error_message traceback entity_type entity_id key tag time session_id user_id",
     ),
     **_columns(
         Cleaner.json, "content tool_calls arguments result criteria data structured tags value late"

@@ -30,8 +30,8 @@ class Scope:
     """A rollout's root or a span in it: the parent of what is logged while it is current.
 
     ``prefix`` starts each of its lines and ``append`` takes them; ``fast`` says that a call may use
-    both without another look. ``heads`` keeps what ``prefix`` makes of each role. It holds nothing
-    that was logged, as contexts keep scopes alive.
+    both without another look. ``heads`` keeps what ``prefix`` makes of each role. It holds no
+    contents, as contexts keep scopes alive.
     """
 
     __slots__ = (
@@ -47,6 +47,7 @@ class Scope:
         "parent",
         "prefix",
         "rollout",
+        "start",
         "task",
     )
 
@@ -54,14 +55,13 @@ class Scope:
         self,
         rollout: Rollout,
         parent: Scope | None,
-        prefix: bytes,
+        start: bytes,
         append: Callable[[bytes | bytearray], None],
     ) -> None:
         self.rollout = rollout
         self.parent = parent
-        self.prefix = prefix
+        self.start = start
         self.append = append
-        self.heads: dict[str, tuple[Raw, bool, bool]] = {}
         self.closed = False
         self.error: str | None = None
         self.late = False
@@ -70,7 +70,30 @@ class Scope:
         self.guests = 0
         self.frame_id = 0
         self.code: CodeType | None = None
+        # Before the first look, so that no change comes between.
+        rollout.scopes.add(self)
+        self.renew()
         self.look_again()
+
+    def renew(self) -> None:
+        """Make ``prefix`` anew after a change to what stands in it."""
+        rollout = self.rollout
+        while True:
+            fields, late = rollout.trace_fields, self.late
+            # In this order: who takes ``heads`` first never puts an older prefix into newer ones.
+            self.prefix = self.start + fields + (b',"late":true' if late else b"")
+            self.heads: dict[str, tuple[Raw, bool, bool]] = {}
+            # Another thread may have changed them meanwhile, and been here first.
+            if rollout.trace_fields is fields and self.late is late:
+                return
+
+    def catch_up(self) -> None:
+        """Before a line that may come after the end: closed scopes are not told of changes, and
+        what comes after the rollout's end is late."""
+        rollout = self.rollout
+        if self.closed or rollout.closed:
+            self.late = rollout.closed
+            self.renew()
 
     def look_again(self) -> None:
         """Work out ``fast`` after a change to what it depends on."""
@@ -102,7 +125,6 @@ def enter(scope: Scope, frame: FrameType) -> None:
         if scope.parent is not None:
             scope.parent.guests += 1
             scope.parent.look_again()
-    scope.rollout.scopes.add(scope)
     current.set(scope)
 
 

@@ -25,6 +25,9 @@ CONSTANT: dict[str, Any] = {
 }
 PLACED: dict[str, Any] = CONSTANT | {
     "parent_span_id": ROOT,
+    "session_id": "s-1",
+    "user_id": "u-1",
+    "tags": ["b", "a"],
     "seq": 4,
     "span_id": SPAN,
     "start_time": "1790000000.408435526",

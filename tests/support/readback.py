@@ -39,7 +39,10 @@ def differences(rows: Rows, receiver: Receiver, there: Langfuse) -> tuple[list[s
     """What differs between what ``rows`` finds by SQL and what arrived; and what was compared."""
     spans, traces, scores = rows(SPANS), rows(TRACES), rows(SCORES)
     found: list[str] = []
-    wanted = {(row["trace_id"], row["span_id"]): _wanted(row) for row in spans}
+    whose = {row["trace_id"]: _whose(row["metadata"], row["tags"]) for row in traces}
+    wanted = {
+        (row["trace_id"], row["span_id"]): _wanted(row) | whose[row["trace_id"]] for row in spans
+    }
     roots = {(row["trace_id"], row["root_span_id"]): _wanted_root(row) for row in traces}
     _compare(found, "otlp", {k: _from_span(s) for k, s in receiver.spans.items()}, wanted, roots)
     seen = {(o["traceId"], o["id"]): _from_observation(o) for o in there.observations().values()}
@@ -92,6 +95,11 @@ def _compare(
                 )
 
 
+def _whose(given: Row, tags: list[str]) -> Row:
+    """Session, user and tags: where they came before any record, every span has them."""
+    return {name: given.get(name) for name in ("session_id", "user_id")} | {"tags": tags}
+
+
 def _wanted(row: Row) -> Row:
     whole = {name: int(row[name]) for name in ("start_ns", "seq", "turn_index", "intra_index")}
     tokens = {name: None if row[name] is None else int(row[name]) for name in _TOKENS}
@@ -130,18 +138,21 @@ def _wanted(row: Row) -> Row:
 
 def _wanted_root(row: Row) -> Row:
     failed = row["status"] not in ("COMPLETED", "TRUNCATED", "ABORTED")
-    return _own(row, (*_PLACE[:5], "trace_id")) | {
-        "parent_span_id": "",
-        "start_ns": int(row["start_ns"]),
-        "end_ns": int(row["end_ns"]),
-        "status": row["status"],
-        "score": row["score"],
-        "failed": failed,
-        "tags": row["tags"],
-        "metadata": row["metadata"],
-        "totals": {name: int(row[name]) for name in _TOTALS},
-        "tokens": (int(row["input_tokens"]), int(row["output_tokens"]), row["cost_usd"]),
-    }
+    return (
+        _own(row, (*_PLACE[:5], "trace_id"))
+        | _whose(row["metadata"], row["tags"])
+        | {
+            "parent_span_id": "",
+            "start_ns": int(row["start_ns"]),
+            "end_ns": int(row["end_ns"]),
+            "status": row["status"],
+            "score": row["score"],
+            "failed": failed,
+            "metadata": row["metadata"],
+            "totals": {name: int(row[name]) for name in _TOTALS},
+            "tokens": (int(row["input_tokens"]), int(row["output_tokens"]), row["cost_usd"]),
+        }
+    )
 
 
 def _from_span(span: Received) -> Row:
@@ -153,12 +164,14 @@ def _from_span(span: Received) -> Row:
         "start_ns": span.start_ns,
         "end_ns": span.end_ns,
         "failed": span.failed,
+        "session_id": a.get("gen_ai.conversation.id"),
+        "user_id": a.get("user.id"),
+        "tags": a.get("caribou.tags", []),
     }
     if not span.parent_span_id:
         return read | {
             "status": a["caribou.status"],
             "score": a.get("caribou.score"),
-            "tags": a.get("caribou.tags", []),
             "metadata": _below(a, "caribou.metadata."),
             "totals": {name: a.get(f"caribou.{name}", 0) for name in _TOTALS},
             "tokens": tuple(
@@ -231,6 +244,9 @@ def _from_observation(o: Observation) -> Row:
         "end_ns": o["end_ns"],
         "failed": o["level"] == "ERROR",
         "phase": o["environment"],
+        "session_id": o["sessionId"],
+        "user_id": o["userId"],
+        "tags": o["tags"],
     }
     if o["parentObservationId"] is None:
         known = (*_PLACE[:5], "model_name", "grader_name")
@@ -240,7 +256,6 @@ def _from_observation(o: Observation) -> Row:
             "datapoint_id": trace["datapoint_id"],
             "status": output["status"],
             "score": output.get("score"),
-            "tags": o["tags"],
             "metadata": {k: v for k, v in trace.items() if k not in known},
             "totals": {name: output.get(name, 0) for name in _TOTALS},
         }

@@ -28,13 +28,15 @@ from .spans import (
     model_of,
     put,
     sizes,
+    tag_names,
     total,
 )
 
 __all__ = ["to_span"]
 
-# What is the same in all rows of a rollout.
-_IDENTITY: Final = ("run_id", "phase", "step_number", "datapoint_id", "env_name", "model_name")
+# What is the same in all rows of a rollout, or nearly all.
+_CONSTANTS: Final = ("run_id", "phase", "step_number", "datapoint_id", "env_name", "model_name")
+_IDENTITY: Final = ("session_id", "user_id", *_CONSTANTS)
 _MOST_TRACES: Final = 4096
 # Other columns that are told as they are, and their names.
 _EVERYWHERE: Final = tuple(
@@ -91,7 +93,7 @@ def to_span(table: str, row: Row) -> Span | None:
     if table == "traces":
         return _rollout(row)
     kind = str(row.get("kind", ""))
-    common = _common(*map(row.get, _IDENTITY))
+    common = _common(tag_names(row), *map(row.get, _IDENTITY))
     attributes: Attributes = {}
     for column, name in _EVERYWHERE:
         value = row.get(column)
@@ -114,11 +116,22 @@ def to_span(table: str, row: Row) -> Span | None:
 
 
 @functools.lru_cache(_MOST_TRACES, typed=True)
-def _common(*identity: Any) -> Common:
+def _common(tags: tuple[str, ...], session_id: Any, user_id: Any, *constants: Any) -> Common:
+    """What every record's span says of its trace."""
     attributes: Attributes = {}
-    for column, value in zip(_IDENTITY, identity, strict=True):
+    _whose(attributes, session_id, user_id, tags)
+    for column, value in zip(_CONSTANTS, constants, strict=True):
         put(attributes, names.CARIBOU + column, value)
     return Common(attributes)
+
+
+def _whose(
+    attributes: Attributes, session_id: object, user_id: object, tags: tuple[str, ...]
+) -> None:
+    put(attributes, names.CONVERSATION_ID, session_id)
+    put(attributes, names.USER_ID, user_id)
+    if tags:
+        attributes["caribou.tags"] = list(tags)
 
 
 def _rollout(row: Row) -> Span:
@@ -127,13 +140,9 @@ def _rollout(row: Row) -> Span:
     put(attributes, names.AGENT_NAME, agent or None)
     put(attributes, names.REQUEST_MODEL, row.get("model_name"))
     metadata = as_mapping(row.get("metadata"))
-    put(attributes, names.CONVERSATION_ID, metadata.get("session_id"))
-    put(attributes, names.USER_ID, metadata.get("user_id"))
+    _whose(attributes, metadata.get("session_id"), metadata.get("user_id"), tag_names(row))
     for name in _SUMMARY:
         put(attributes, names.CARIBOU + name, row.get(name))
-    if row.get("tags"):
-        tags = cast("list[object]", row["tags"])
-        attributes["caribou.tags"] = [str(tag) for tag in tags]
     for key, value in metadata.items():
         put(attributes, names.METADATA + key, value)
     _sizes(row, attributes)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from . import attributes as names
 from .spans import (
@@ -30,6 +30,7 @@ from .spans import (
     model_of,
     put,
     sizes,
+    tag_names,
     total,
 )
 
@@ -53,8 +54,9 @@ _USAGE: Final = {
     "cache_write_tokens": "input_cache_creation",
     "reasoning_tokens": "output_reasoning_tokens",
 }
-# What is the same in all rows of a rollout.
-_IDENTITY: Final = ("run_id", "phase", "step_number", "datapoint_id", "env_name")
+# What is the same in all rows of a rollout, or nearly all.
+_CONSTANTS: Final = ("run_id", "phase", "step_number", "datapoint_id", "env_name")
+_IDENTITY: Final = ("session_id", "user_id", *_CONSTANTS)
 _MOST_TRACES: Final = 4096
 _METADATA: Final = tuple(
     (column, names.OBSERVATION_METADATA + column)
@@ -105,8 +107,8 @@ def to_span(table: str, row: Row) -> Span | None:
         return None
     get = row.get
     if table == "traces":
-        return _rollout(row, _of_trace(*map(get, _IDENTITY)))
-    common = _common(*map(get, _IDENTITY))
+        return _rollout(row, _of_trace(*map(get, _CONSTANTS)))
+    common = _common(tag_names(row), *map(get, _IDENTITY))
     attributes: Attributes = {}
     given = get("attributes")
     if given:
@@ -175,10 +177,11 @@ def to_score(row: Row) -> dict[str, Any] | None:
 
 
 @functools.lru_cache(_MOST_TRACES, typed=True)
-def _common(*identity: Any) -> Common:
-    """What every record's span says of its trace, by the columns of ``_IDENTITY``."""
-    attributes = _of_trace(*identity)
-    for column, value in zip(_IDENTITY, identity, strict=True):
+def _common(tags: tuple[str, ...], session_id: Any, user_id: Any, *constants: Any) -> Common:
+    """What every record's span says of its trace."""
+    attributes = _of_trace(*constants)
+    _whose(attributes, session_id, user_id, tags)
+    for column, value in zip(_CONSTANTS, constants, strict=True):
         if column != "phase" and value is not None:
             attributes[names.OBSERVATION_METADATA + column] = as_text(value)
     return Common(attributes)
@@ -202,6 +205,16 @@ def _of_trace(
     return attributes
 
 
+def _whose(
+    attributes: Attributes, session_id: object, user_id: object, tags: tuple[str, ...]
+) -> None:
+    """By these, observations are found there as traces are."""
+    put(attributes, names.SESSION_ID, session_id)
+    put(attributes, names.USER_ID, user_id)
+    if tags:
+        attributes[names.TRACE_TAGS] = list(tags)
+
+
 def _rollout(row: Row, attributes: Attributes) -> Span:
     root, status = row["root_span_id"], str(row.get("status") or "")
     if names.EXPERIMENT_ID in attributes:
@@ -216,10 +229,7 @@ def _rollout(row: Row, attributes: Attributes) -> Span:
     }
     put(attributes, names.AGENT_NAME, agent_name(row) or None)
     metadata = as_mapping(row.get("metadata"))
-    put(attributes, names.SESSION_ID, metadata.get("session_id"))
-    put(attributes, names.USER_ID, metadata.get("user_id"))
-    if isinstance(row.get("tags"), list):
-        attributes[names.TRACE_TAGS] = [str(tag) for tag in cast("list[object]", row["tags"])]
+    _whose(attributes, metadata.get("session_id"), metadata.get("user_id"), tag_names(row))
     for name in _TRACE_METADATA:
         _metadata(attributes, name, row.get(name), names.TRACE_METADATA)
     for name, value in metadata.items():

@@ -35,6 +35,7 @@ __all__ = [
     "put",
     "resource_attributes",
     "sizes",
+    "tag_names",
     "total",
     "whole",
 ]
@@ -191,6 +192,12 @@ def agent_name(row: Row) -> str:
         # A run is no agent: each would have its own name.
         other = None
     return str(own or other or "")
+
+
+def tag_names(row: Row) -> tuple[str, ...]:
+    """The tags of a rollout, or of what is in it; none where a hook made something else of them."""
+    tags = row.get("tags")
+    return tuple(map(str, cast("list[object]", tags))) if isinstance(tags, list) else ()
 
 
 def model_of(row: Row) -> str:
