@@ -19,6 +19,7 @@ from support.switches import frequent_switches
 
 import caribou.sync as caribou
 from caribou import Event, Grade, Message, ToolExecution
+from caribou.otel import generic, langfuse
 from caribou.testing import Capture
 
 META = {"datapoint_id": "d", "phase": "train", "run_id": "r"}
@@ -373,3 +374,18 @@ def test_what_is_not_recorded_has_none(caribou_capture: Capture) -> None:
         say("x")
     assert lines(caribou_capture) == []
     assert caribou_capture.stats().sinks["capture"].pending == 0
+
+
+def test_none_is_no_session(caribou_capture: Capture) -> None:
+    with caribou.trace_run(META):
+        caribou.add_meta({"session_id": "s", "user_id": None})
+        say("signed out")
+        caribou.add_meta({"session_id": None})
+        say("and gone")
+    assert [fields(row) for row in caribou_capture.spans] == [{"session_id": "s"}, {}]
+    metadata = caribou_capture.traces[-1]["metadata"]
+    assert metadata == {"session_id": "", "user_id": ""}
+    for mapper in (generic, langfuse):
+        root = mapper.to_span("traces", caribou_capture.traces[-1])
+        assert root is not None
+        assert not {"session.id", "gen_ai.conversation.id", "user.id"} & root.attributes.keys()

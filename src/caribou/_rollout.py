@@ -20,7 +20,7 @@ from . import _ids
 from ._failures import MAX_MESSAGE, is_abort, message_of, traceback_of, type_of
 from ._redact import Appender, redacted
 from ._registration import Registrar
-from ._rows import prefix, row, stamp, trace_fields
+from ._rows import WHOSE, prefix, row, stamp, trace_fields
 from ._sanitize import MAX_INTEGER, MAX_LINE, Cleaner, encode, storable_text
 from ._scope import Scope
 from ._settings import Settings
@@ -287,6 +287,9 @@ class Rollout:
         # The same key may be set again by another process, for a trace id of the user's own.
         self._edited = version = max(time.time_ns(), self._edited + 1)
         for key, value in Cleaner().json(data).items():
+            if value is None and key in WHOSE:
+                # There is no session or user, and none that is called "null".
+                value = ""
             text = value if isinstance(value, str) else encode(value).decode()
             columns: dict[str, object] = {
                 "entity_type": "trace",

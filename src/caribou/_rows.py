@@ -19,6 +19,7 @@ from .errors import InvalidType
 from .records import MISSING, Event, Grade, Message, Record, ToolExecution
 
 __all__ = [
+    "WHOSE",
     "Body",
     "event_body",
     "grade_body",
@@ -41,6 +42,9 @@ _CONTENT: Final = b',"structured":["content"]'
 _ARGUMENTS: Final = b',"structured":["arguments"]'
 _RESULT: Final = b',"structured":["result"]'
 _BOTH: Final = b',"structured":["arguments","result"]'
+
+WHOSE: Final = ("session_id", "user_id")
+"""The metadata that stand on every record as well."""
 
 # Characters that Langfuse takes for a session, a user or a tag; it drops what is longer.
 # https://langfuse.com/docs/observability/features/sessions and .../features/tags
@@ -219,7 +223,7 @@ def trace_fields(metadata: Mapping[str, str], tags: Sequence[str]) -> bytes:
     """Whose a rollout is: its session, user and tags as members that follow others of a line, as
     far as each line has room for them. The summary has all of them."""
     fields: dict[str, object] = {}
-    for name in ("session_id", "user_id"):
+    for name in WHOSE:
         value = metadata.get(name)
         if value and len(value) <= _MAX_FIELD:
             fields[name] = value

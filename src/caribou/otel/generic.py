@@ -128,8 +128,8 @@ def _common(tags: tuple[str, ...], session_id: Any, user_id: Any, *constants: An
 def _whose(
     attributes: Attributes, session_id: object, user_id: object, tags: tuple[str, ...]
 ) -> None:
-    put(attributes, names.CONVERSATION_ID, session_id)
-    put(attributes, names.USER_ID, user_id)
+    put(attributes, names.CONVERSATION_ID, session_id or None)
+    put(attributes, names.USER_ID, user_id or None)
     if tags:
         attributes["caribou.tags"] = list(tags)
 

@@ -209,8 +209,8 @@ def _whose(
     attributes: Attributes, session_id: object, user_id: object, tags: tuple[str, ...]
 ) -> None:
     """By these, observations are found there as traces are."""
-    put(attributes, names.SESSION_ID, session_id)
-    put(attributes, names.USER_ID, user_id)
+    put(attributes, names.SESSION_ID, session_id or None)
+    put(attributes, names.USER_ID, user_id or None)
     if tags:
         attributes[names.TRACE_TAGS] = list(tags)
 
