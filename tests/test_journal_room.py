@@ -102,7 +102,7 @@ def stop_recording(first: int, most: int, *, flush: float = 20.0) -> int:
         rollouts(number, 1, flush=flush)
         if any(account.dropped for account in caribou.stats().sinks.values()):
             return number - first
-        wait_until(lambda: not runtime.accepting or runtime.journal.bytes_held < BOUND)
+        wait_until(lambda: not runtime.accepting or not runtime.journal.full)
     raise AssertionError(f"{most} rollouts were recorded")
 
 
@@ -292,6 +292,20 @@ def test_what_others_need_is_left_alone(
     finally:
         if living is not None:
             living.communicate("\n")
+
+
+def test_what_others_had_a_while_ago_costs_nothing(there: Langfuse, home: Path) -> None:
+    """Nothing can go for now, and then there is room: another folder is gone."""
+    other = left_by(home, 5, "c.shutdown(60)")
+    held = sum(path.stat().st_size for path in other.glob("*.ndjson"))
+    there.refuse()
+    caribou.configure(**settings(there), max_journal_bytes=held + BOUND)
+    recorded = stop_recording(0, 24, flush=0.05)
+    shutil.rmtree(other)
+    there.listen()
+    assert caribou.flush(30).complete
+    wait_until(lambda: _process.current().accepting)
+    assert numbers(own_folder()) == list(range(recorded))
 
 
 def test_where_nobody_has_the_rows_recording_ends_as_it_did(

@@ -154,17 +154,25 @@ class OwnSource(Source):
                 acknowledged: as a rule they stand in later ones, too.
         """
         gone = 0
-        for segment, (summaries, end) in tuple(self._full.items()):
+        for segment in tuple(self._full):
             if gone >= size:
                 break
             if records and not is_record(segment.table, self.cursors):
                 continue
-            if self._done(segment) and self._acknowledged(summaries, end):
+            if self._can_go(segment):
                 del self._full[segment]
                 self._journal.discard(segment)
                 self._forget(segment.table, segment.number)
                 gone += segment.size
         return gone
+
+    @property
+    def can_let_go(self) -> bool:
+        """Whether there is anything for :meth:`let_go`."""
+        return any(map(self._can_go, self._full))
+
+    def _can_go(self, segment: Segment) -> bool:
+        return self._done(segment) and self._acknowledged(*self._full[segment])
 
     def _acknowledged(self, summaries: Segment, end: int) -> bool:
         return summaries not in self.segments("traces") or all(
