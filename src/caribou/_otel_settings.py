@@ -40,7 +40,10 @@ Otlp = tuple[str, Headers, Transport]
 
 _PATH: Final = "/v1/traces"
 _OTLP_FORM: Final = 'must be an endpoint or {"endpoint": ..., "headers": {...}}'
-_OTLP_KEYS: Final = ("endpoint", "headers", *Transport.__struct_fields__)
+_OTLP_KEYS: Final = (
+    *("endpoint", "headers", "compression", "timeout"),
+    *("certificate", "client_certificate", "client_key"),
+)
 _PROTOCOL: Final = "http/protobuf"
 _OTHER_PROTOCOLS: Final = ("grpc", "http/json")
 # The standard's name, and the one that OpenTelemetry's package for Python has for OTLP over HTTP.
@@ -82,7 +85,7 @@ def check_otlp(value: object, url: Url) -> Otlp:
         InvalidValue: a part of it is missing, unknown or cannot work.
     """
     if isinstance(value, str):
-        return _below(value, url), (), Transport()
+        value = {"endpoint": value}
     if not isinstance(value, Mapping):
         raise InvalidType(f"{_OTLP_FORM}, not {type(value).__name__}")
     given = {
