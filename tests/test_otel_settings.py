@@ -295,7 +295,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("otlp", {"endpoint": "http://c", "timeout": "10"}, "timeout that must be seconds"),
     ("otlp", {"endpoint": "https://c", "certificate": "no/such"}, "readable file of certificates"),
     ("otlp", {"endpoint": "https://c", "certificate": "\0"}, "readable file of certificates"),
-    ("otlp", {"endpoint": "https://c", "certificate": 5}, "path"),
+    ("otlp", {"endpoint": "https://c", "certificate": 5}, "must be a path, not int"),
+    ("otlp", {"endpoint": "https://c", "certificate": b"c"}, "must be a path, not bytes"),
     ("otlp", {"endpoint": "https://c", "client_key": "k.pem"}, "needs client_certificate"),
 ]
 

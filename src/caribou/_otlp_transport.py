@@ -7,7 +7,6 @@ https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -171,13 +170,11 @@ def _seconds(value: object) -> float:
     return float(value)
 
 
-def _path(value: object) -> Path:
-    if not isinstance(value, str | os.PathLike):
-        raise InvalidType(f"must be a path, not {type(value).__name__}")
-    text = os.fspath(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    if not isinstance(text, str):
-        raise InvalidType("must be a path of text")
-    return Path(text)
+def _path(value: Any) -> Path:
+    try:
+        return Path(value)
+    except TypeError:
+        raise InvalidType(f"must be a path, not {type(value).__name__}") from None
 
 
 def _certificate_file(value: object) -> Path:
