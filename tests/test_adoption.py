@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from caribou.delivery.adoption import _MOST_AT_ONCE, Adoption
 from caribou.delivery.courier import Link
 from caribou.delivery.dead_letters import DeadLetters
 from caribou.delivery.dispatcher import Dispatcher
+from caribou.journal import cursor
 from caribou.journal.journal import Journal
 from caribou.journal.owner import is_alive, owner_folders
 from caribou.sinks.base import Batch, Retry
@@ -134,6 +136,36 @@ def leave_for(root: Path, sinks: dict[str, str], number: int) -> None:
     )
     journal.streams["spans"].append(json.dumps({"seq": number}).encode())
     journal.close(delivered=False)
+
+
+async def test_what_one_sink_has_is_not_sent_again_however_long_another_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many segments there are: they are not to fill a sink's cursor."""
+    monkeypatch.setattr(cursor, "_COPY_BYTES", 512)
+    there, away = Backend(), Backend()
+    away.name = "langfuse"
+    sinks = {sink.name: sink.target for sink in (there, away)}
+    leave_for(tmp_path, sinks, 1)
+    [folder] = owner_folders(tmp_path)
+    for number in range(2, 80):
+        for kind in ("ndjson", "commit"):
+            first = folder / f"spans-00000001.{kind}"
+            shutil.copyfile(first, folder / f"spans-{number:08d}.{kind}")
+    links = [Link(sink, DeadLetters(tmp_path), Ledger(), 1 << 20, 1000) for sink in (there, away)]
+    adoption = Adoption(
+        tmp_path, lambda: None, links, sinks, DeadLetters(tmp_path), adopt_any=False
+    )
+    await adoption.look()
+    [source] = adoption.sources
+    for segment in source.segments("spans"):
+        source.cursors[there.name].acknowledge("spans", segment.number, segment.committed)
+        source.settle(segment)
+    adoption.close()
+    async with running(tmp_path, there) as delivery:
+        await delivery.flush()
+    assert there.rows == []
+    assert len(list(folder.glob("spans-*.ndjson"))) == 79
 
 
 class Store(Backend):

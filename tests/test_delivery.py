@@ -8,11 +8,14 @@ import logging
 from pathlib import Path
 
 import pytest
-from support.backend import Backend, files, running
+from support.backend import Backend, files, no_successor, running
 
 from caribou.delivery.dead_letters import read_dead_letters
 from caribou.delivery.replay import replay
+from caribou.delivery.source import OwnSource
+from caribou.journal import cursor
 from caribou.journal.cursor import Cursor, InFlight
+from caribou.journal.journal import Journal
 from caribou.journal.owner import owner_folders
 from caribou.journal.stream import SEGMENT_BYTES
 from caribou.sinks.base import (
@@ -277,3 +280,26 @@ async def test_in_memory_everything_is_delivered_too() -> None:
         delivery.log(*range(20_000))
         await delivery.flush()
         assert sink.rows == list(range(20_000))
+
+
+async def test_segments_that_another_sink_waits_for_do_not_fill_a_cursor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cursor, "_COPY_BYTES", 256)
+    sinks = {"clickhouse": "there", "langfuse": "away"}
+    journal = Journal(
+        tmp_path, sinks=sinks, max_bytes=1 << 30, rolled=lambda: None, successor=no_successor
+    )
+    own = OwnSource(journal, dict.fromkeys(sinks, frozenset({"spans"})), sinks)
+    stream = journal.streams["spans"]
+    while len(stream.segments) < 24:
+        stream.append(b"x" * (512 << 10))
+    for segment in stream.segments[:-1]:
+        own.cursors["clickhouse"].acknowledge("spans", segment.number, segment.committed)
+        own.settle(segment)
+    assert journal.folder is not None
+    found = Cursor(journal.folder, "clickhouse")
+    for segment in stream.segments[:-1]:
+        assert found.acknowledged("spans", segment.number) >= segment.committed
+    assert len(stream.segments) == 24
+    journal.close(delivered=True)

@@ -3,8 +3,10 @@ or an OTLP backend has, and nothing else, so that recording goes on."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -14,6 +16,8 @@ from typing import Any
 import pytest
 from commandline import environment
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from support.backend import Backend, leave_rows
+from support.backend import running as delivering
 from support.langfuse import Langfuse, settings, variables
 from support.otlp import Receiver
 from support.servers import DoorServer
@@ -98,7 +102,7 @@ def stop_recording(first: int, most: int, *, flush: float = 20.0) -> int:
         rollouts(number, 1, flush=flush)
         if any(account.dropped for account in caribou.stats().sinks.values()):
             return number - first
-        wait_until(lambda: not runtime.accepting or runtime.journal.bytes_held < BOUND)
+        wait_until(lambda: not runtime.accepting or not runtime.journal.full)
     raise AssertionError(f"{most} rollouts were recorded")
 
 
@@ -290,6 +294,20 @@ def test_what_others_need_is_left_alone(
             living.communicate("\n")
 
 
+def test_what_others_had_a_while_ago_costs_nothing(there: Langfuse, home: Path) -> None:
+    """Nothing can go for now, and then there is room: another folder is gone."""
+    other = left_by(home, 5, "c.shutdown(60)")
+    held = sum(path.stat().st_size for path in other.glob("*.ndjson"))
+    there.refuse()
+    caribou.configure(**settings(there), max_journal_bytes=held + BOUND)
+    recorded = stop_recording(0, 24, flush=0.05)
+    shutil.rmtree(other)
+    there.listen()
+    assert caribou.flush(30).complete
+    wait_until(lambda: _process.current().accepting)
+    assert numbers(own_folder()) == list(range(recorded))
+
+
 def test_where_nobody_has_the_rows_recording_ends_as_it_did(
     there: Langfuse, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -337,3 +355,31 @@ def test_what_langfuse_has_does_not_keep_clickhouse_from_recording(
     wait_until(lambda: not (other / "spans-00000001.ndjson").exists())
     rollouts(1, 2)
     assert dropped("clickhouse") == {}
+
+
+@pytest.mark.asyncio
+async def test_looking_for_room_keeps_no_caller_without_a_segment(tmp_path: Path) -> None:
+    """However many folders are looked through; and nothing is refused before they are."""
+    left = leave_rows(tmp_path, 1)
+    for number in range(200):
+        shutil.copytree(left, tmp_path / f"{left.name}-{number}")
+    sink = Backend()
+    sink.name = "langfuse"
+    async with delivering(tmp_path, sink, max_bytes=1 << 20) as delivery:
+        await delivery.flush()
+        journal = delivery.journal
+        stream = journal.streams["scores"]
+        journal.upkeep()
+        for number in range(12):
+            while len(stream.standby) > 0:
+                stream.append(json.dumps({"seq": number, "content": TEXT[: 64 << 10]}).encode())
+            # Fewer turns of the loop than there are folders.
+            for _ in range(20):
+                await asyncio.sleep(0)
+                assert journal.accepting
+            assert stream.standby, f"none after segment {number}"
+            await delivery.dispatcher.flush()
+        async with asyncio.timeout(20):
+            while journal.full:
+                await asyncio.sleep(0)
+                assert journal.accepting

@@ -279,6 +279,8 @@ def test_doctor_asks_whether_spans_would_be_taken(
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
         ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
         ("OTEL_SDK_DISABLED", "true"),
+        ("OTEL_TRACES_EXPORTER", "none"),
+        ("OTEL_TRACES_EXPORTER", "console,zipkin"),
     ],
 )
 def test_doctor_says_why_an_endpoint_is_not_used(

@@ -162,6 +162,38 @@ def test_otlp_from_the_environment(
     assert (settings.otlp_endpoint, settings.otlp_headers) == (endpoint, headers)
 
 
+@pytest.mark.parametrize(
+    ("exporters", "used"),
+    [
+        ("", True),
+        (" , ", True),
+        ("otlp", True),
+        ("console, OTLP", True),
+        # As OpenTelemetry's own package for Python calls it.
+        ("otlp_proto_http", True),
+        ("none", False),
+        (" None ", False),
+        ("otlp,none", False),
+        ("console", False),
+        ("console,zipkin", False),
+        ("otlp_proto_grpc", False),
+    ],
+)
+def test_an_endpoint_is_used_where_traces_are_to_go_over_otlp(exporters: str, used: bool) -> None:
+    there = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
+    settings = read(**there, OTEL_TRACES_EXPORTER=exporters)
+    assert settings.otlp_endpoint == ("http://collector:4318/v1/traces" if used else None)
+    # Else it is another tracer's business what goes there, and how.
+    wrong = {"OTEL_EXPORTER_OTLP_PROTOCOL": "smoke", "OTEL_TRACES_EXPORTER": exporters}
+    if used:
+        with pytest.raises(ConfigurationError, match="OTEL_EXPORTER_OTLP_PROTOCOL"):
+            read(**there, **wrong)
+    else:
+        read(**there, **wrong)
+    ours = from_environment({"otlp": "http://ours"}, there | wrong)
+    assert ours.otlp_endpoint == "http://ours/v1/traces"
+
+
 def test_otlp_from_configure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://environment:4318")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "k=environment")
@@ -263,7 +295,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("otlp", {"endpoint": "http://c", "timeout": "10"}, "timeout that must be seconds"),
     ("otlp", {"endpoint": "https://c", "certificate": "no/such"}, "readable file of certificates"),
     ("otlp", {"endpoint": "https://c", "certificate": "\0"}, "readable file of certificates"),
-    ("otlp", {"endpoint": "https://c", "certificate": 5}, "path"),
+    ("otlp", {"endpoint": "https://c", "certificate": 5}, "must be a path, not int"),
+    ("otlp", {"endpoint": "https://c", "certificate": b"c"}, "must be a path, not bytes"),
     ("otlp", {"endpoint": "https://c", "client_key": "k.pem"}, "needs client_certificate"),
 ]
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import subprocess
+import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from support.otlp import Receiver, receiver
 from support.rows import make_batch, span_lines
@@ -17,13 +20,13 @@ from support.sinks import failure
 
 import caribou.sync as caribou
 from caribou import ConfigurationError
-from caribou._otlp_transport import Transport
 from caribou._recording import active
 from caribou._settings import Settings, from_environment
 from caribou.sinks.base import Misconfigured, Retry
 from caribou.sinks.otlp import OTLP
 
 OPTIONS = "OTEL_EXPORTER_OTLP_"
+ARGUMENT = "otlp"
 HTTPS = {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector"}
 
 
@@ -31,9 +34,17 @@ def read(**environ: str) -> Settings:
     return from_environment(environ=environ)
 
 
+def how(settings: Settings) -> tuple[object, ...]:
+    """How spans travel, whatever that is called."""
+    return msgspec.structs.astuple(settings.otlp_transport)[:5]
+
+
+DEFAULT = ("gzip", 30.0, None, None, None)
+
+
 def test_how_spans_travel_by_default() -> None:
     settings = read(OTEL_EXPORTER_OTLP_ENDPOINT="http://c", OTEL_EXPORTER_OTLP_TIMEOUT=" ")
-    assert settings.otlp_transport == Transport("gzip", 30.0, None, None, None)
+    assert how(settings) == DEFAULT
 
 
 def test_how_spans_travel_from_the_environment(certificate: Path, other_certificate: Path) -> None:
@@ -44,9 +55,7 @@ def test_how_spans_travel_from_the_environment(certificate: Path, other_certific
         f"{OPTIONS}CLIENT_CERTIFICATE": str(certificate),
         f"{OPTIONS}CLIENT_KEY": str(certificate),
     }
-    assert read(**HTTPS, **general).otlp_transport == Transport(
-        "none", 1.5, certificate, certificate, certificate
-    )
+    assert how(read(**HTTPS, **general)) == ("none", 1.5, certificate, certificate, certificate)
     traces = {
         f"{OPTIONS}TRACES_COMPRESSION": "gzip",
         f"{OPTIONS}TRACES_TIMEOUT": "0",
@@ -55,15 +64,13 @@ def test_how_spans_travel_from_the_environment(certificate: Path, other_certific
         f"{OPTIONS}TRACES_CLIENT_KEY": str(other_certificate),
     }
     other = other_certificate
-    assert read(**HTTPS, **general, **traces).otlp_transport == Transport(
-        "gzip", 3600.0, other, other, other
-    )
+    assert how(read(**HTTPS, **general, **traces)) == ("gzip", 3600.0, other, other, other)
     # Without an endpoint, without TLS, or for an endpoint of our own they are others' business.
-    assert read(**general, OTEL_EXPORTER_OTLP_TRACES_TIMEOUT="soon").otlp_transport == Transport()
+    assert how(read(**general, OTEL_EXPORTER_OTLP_TRACES_TIMEOUT="soon")) == DEFAULT
     plain = read(OTEL_EXPORTER_OTLP_ENDPOINT="http://c", OTEL_EXPORTER_OTLP_CERTIFICATE="no/such")
     assert plain.otlp_transport.certificate is None
     ours = from_environment({"otlp": "https://ours"}, environ=HTTPS | general)
-    assert ours.otlp_transport == Transport()
+    assert how(ours) == DEFAULT
 
 
 def test_how_spans_travel_from_configure(certificate: Path) -> None:
@@ -77,9 +84,9 @@ def test_how_spans_travel_from_configure(certificate: Path) -> None:
             "client_key": None,
         }
     )
-    assert active().otlp_transport == Transport("none", 7.0, certificate, certificate, None)
+    assert how(active()) == ("none", 7.0, certificate, certificate, None)
     caribou.configure(otlp="https://c")
-    assert active().otlp_transport == Transport()
+    assert how(active()) == DEFAULT
 
 
 @pytest.mark.parametrize(
@@ -180,16 +187,41 @@ def server_side(certificate: Path, *, clients: Path | None = None) -> ssl.SSLCon
     return context
 
 
+@asynccontextmanager
+async def opened_as_set(source: str, url: str, **files: Path) -> AsyncIterator[OTLP]:
+    """The sink as settings make it, where ``source`` is an argument or how variables begin."""
+    options = {name: str(path) for name, path in files.items()}
+    if source == ARGUMENT:
+        settings = from_environment({"otlp": {"endpoint": url, **options}}, {})
+    else:
+        variables = {f"{source}{name.upper()}": path for name, path in options.items()}
+        settings = read(OTEL_EXPORTER_OTLP_ENDPOINT=url, **variables)
+    assert settings.otlp_endpoint is not None
+    sink = OTLP(settings.otlp_endpoint, **msgspec.structs.asdict(settings.otlp_transport))
+    try:
+        yield sink
+    finally:
+        await sink.aclose()
+
+
+def called(source: str, name: str) -> str:
+    """What a user calls one of the files."""
+    return f'otlp["{name}"]' if source == ARGUMENT else f"{source}{name.upper()}"
+
+
+every_source = pytest.mark.parametrize("source", [ARGUMENT, OPTIONS, f"{OPTIONS}TRACES_"])
+
+
 @pytest.mark.asyncio
-async def test_the_authorities_of_one_endpoint(certificate: Path) -> None:
+@pytest.mark.parametrize("source", [ARGUMENT, OPTIONS])
+async def test_the_authorities_of_one_endpoint(certificate: Path, source: str) -> None:
     batch = make_batch(span_lines(3))
     with receiver(tls=server_side(certificate)) as there:
-        async with opened(there) as sink:
+        async with opened_as_set(source, there.url) as sink:
             refused = await failure(sink.send(batch))
         assert isinstance(refused, Misconfigured)
-        assert "OTEL_EXPORTER_OTLP_CERTIFICATE" in refused.reason
-        assert "SSL_CERT_FILE" in refused.reason
-        async with opened(there, certificate=certificate) as sink:
+        assert f"{called(source, 'certificate')}, else SSL_CERT_FILE, names" in refused.reason
+        async with opened_as_set(source, there.url, certificate=certificate) as sink:
             await sink.send(batch)
     assert len(there.spans) == 3
 
@@ -234,14 +266,79 @@ async def test_a_receiver_that_asks_who_it_is_is_told(
 
 
 @pytest.mark.asyncio
-async def test_a_file_that_is_gone_keeps_the_rows(certificate: Path, tmp_path: Path) -> None:
+@every_source
+async def test_a_file_that_is_gone_keeps_the_rows(
+    certificate: Path, tmp_path: Path, source: str
+) -> None:
     file = tmp_path / "authorities.pem"
+    file.symlink_to(certificate)
     batch = make_batch(span_lines(3))
     with receiver(tls=server_side(certificate)) as there:
-        async with opened(there, certificate=file) as sink:
+        async with opened_as_set(source, there.url, certificate=file) as sink:
+            file.unlink()
             refused = await failure(sink.send(batch))
             assert isinstance(refused, Misconfigured)
-            assert "OTEL_EXPORTER_OTLP_CERTIFICATE" in refused.reason
+            assert f"that {called(source, 'certificate')} names cannot be used" in refused.reason
             file.symlink_to(certificate)
             await sink.send(batch)
     assert len(there.spans) == 3
+
+
+@contextmanager
+def refusing(tls: ssl.SSLContext) -> Iterator[str]:
+    """Shakes hands, or says why not as OpenSSL does, and then reads on: asyncio's TLS hangs up."""
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                with tls.wrap_socket(
+                    connection, server_side=True, do_handshake_on_connect=False
+                ) as secure:
+                    with suppress(OSError):
+                        secure.do_handshake()
+                    with suppress(OSError):
+                        while socket.socket.recv(secure, 1 << 16):
+                            pass
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"https://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.asyncio
+@every_source
+@pytest.mark.parametrize(
+    ("version", "shown"),
+    # Before 1.3 no certificate at all is a handshake that failed, for whatever reason.
+    [
+        (ssl.TLSVersion.TLSv1_2, {"client_certificate"}),
+        (ssl.TLSVersion.TLSv1_3, {"client_certificate"}),
+        (ssl.TLSVersion.TLSv1_3, set[str]()),
+    ],
+)
+async def test_a_client_s_certificate_that_is_refused_is_named(
+    certificate: Path,
+    other_certificate: Path,
+    source: str,
+    version: ssl.TLSVersion,
+    shown: set[str],
+) -> None:
+    tls = server_side(certificate, clients=other_certificate)
+    tls.maximum_version = version
+    files = dict.fromkeys({"certificate", *shown}, certificate)
+    name = called(source if shown or source == ARGUMENT else OPTIONS, "client_certificate")
+    with refusing(tls) as url:
+        async with opened_as_set(source, url, **files) as sink:
+            for refused in (
+                await failure(sink.send(make_batch(span_lines(1)))),
+                await failure(sink.check()),
+            ):
+                assert isinstance(refused, Retry)
+                assert f"; {name} names it" in refused.reason
+                assert "ALERT" in refused.reason

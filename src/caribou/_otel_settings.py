@@ -40,9 +40,14 @@ Otlp = tuple[str, Headers, Transport]
 
 _PATH: Final = "/v1/traces"
 _OTLP_FORM: Final = 'must be an endpoint or {"endpoint": ..., "headers": {...}}'
-_OTLP_KEYS: Final = ("endpoint", "headers", *Transport.__struct_fields__)
+_OTLP_KEYS: Final = (
+    *("endpoint", "headers", "compression", "timeout"),
+    *("certificate", "client_certificate", "client_key"),
+)
 _PROTOCOL: Final = "http/protobuf"
 _OTHER_PROTOCOLS: Final = ("grpc", "http/json")
+# The standard's name, and the one that OpenTelemetry's package for Python has for OTLP over HTTP.
+_EXPORTERS: Final = frozenset({"otlp", "otlp_proto_http"})
 _FORM: Final = "must have the form key=value,key2=value2, with values URL-encoded"
 # https://datatracker.ietf.org/doc/html/rfc9110#name-tokens
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -80,7 +85,7 @@ def check_otlp(value: object, url: Url) -> Otlp:
         InvalidValue: a part of it is missing, unknown or cannot work.
     """
     if isinstance(value, str):
-        return _below(value, url), (), Transport()
+        value = {"endpoint": value}
     if not isinstance(value, Mapping):
         raise InvalidType(f"{_OTLP_FORM}, not {type(value).__name__}")
     given = {
@@ -130,6 +135,11 @@ def why_otlp_is_left_alone(environ: Mapping[str, str]) -> str:
         raise ConfigurationError(f"OTEL_SDK_DISABLED must be true or false, not {disabled!r}")
     if disabled == "true":
         return "OTEL_SDK_DISABLED is true"
+    # On the same page, #exporter-selection. Other names are those of any package.
+    members = environ.get("OTEL_TRACES_EXPORTER", "").lower().split(",")
+    exporters = [name for member in members if (name := member.strip())]
+    if "none" in exporters or (exporters and _EXPORTERS.isdisjoint(exporters)):
+        return f"OTEL_TRACES_EXPORTER is {','.join(exporters)}"
     variable, protocol = found(environ, "OTEL_EXPORTER_OTLP_PROTOCOL")
     if protocol in ("", _PROTOCOL):
         return ""

@@ -7,7 +7,6 @@ https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -47,6 +46,7 @@ class Transport(msgspec.Struct, frozen=True):
             system's.
         client_certificate: a PEM file of the certificate that this side shows; None for none.
         client_key: a PEM file of its key; None where that is in the same file.
+        names: what these three are called where they were set, or would be.
     """
 
     compression: Literal["gzip", "none"] = "gzip"
@@ -54,6 +54,7 @@ class Transport(msgspec.Struct, frozen=True):
     certificate: Path | None = None
     client_certificate: Path | None = None
     client_key: Path | None = None
+    names: tuple[str, ...] = tuple(_FILES.values())
 
 
 def found(environ: Mapping[str, str], variable: str) -> tuple[str, str]:
@@ -88,6 +89,7 @@ def transport_from_environment(
             if text:
                 texts[option] = text
         options |= _files(texts, names, checked)
+        options["names"] = tuple(names.values())
     return Transport(**options)
 
 
@@ -105,7 +107,7 @@ def check_transport(given: Mapping[str, object], *, tls: bool) -> Transport:
         except (InvalidType, InvalidValue) as problem:
             raise type(problem)(f"has a {name} that {problem}") from None
 
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"names": tuple(f'otlp["{name}"]' for name in _FILES)}
     for name, check in (("compression", _compression), ("timeout", _seconds)):
         if name in given:
             options[name] = checked(name, check, given[name])
@@ -168,13 +170,11 @@ def _seconds(value: object) -> float:
     return float(value)
 
 
-def _path(value: object) -> Path:
-    if not isinstance(value, str | os.PathLike):
-        raise InvalidType(f"must be a path, not {type(value).__name__}")
-    text = os.fspath(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    if not isinstance(text, str):
-        raise InvalidType("must be a path of text")
-    return Path(text)
+def _path(value: Any) -> Path:
+    try:
+        return Path(value)
+    except TypeError:
+        raise InvalidType(f"must be a path, not {type(value).__name__}") from None
 
 
 def _certificate_file(value: object) -> Path:

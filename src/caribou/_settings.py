@@ -150,8 +150,7 @@ def from_environment(
     )
     values |= {"langfuse_public_key": public, "langfuse_secret_key": secret}
     endpoint, headers, transport = values.pop("otlp")
-    values |= {"otlp_endpoint": endpoint or None, "otlp_headers": headers}
-    values |= {"otlp_transport": transport}
+    values.update(otlp_endpoint=endpoint or None, otlp_headers=headers, otlp_transport=transport)
     if public is not None or endpoint or "exporters" in values:
         # Else it is another tracer's business, whatever it looks like.
         values["otel_resource"] = resource_from_environment(environ)
@@ -296,13 +295,14 @@ def _password(value: object) -> str:
     return value
 
 
-def _path(value: object) -> Path:
-    if not isinstance(value, str | os.PathLike):
-        raise InvalidType(f"must be a path, not {type(value).__name__}")
-    text = os.fspath(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    if not isinstance(text, str) or not text or "\0" in text:
+def _path(value: Any) -> Path:
+    try:
+        path = Path(value)
+    except TypeError:
+        raise InvalidType(f"must be a path, not {type(value).__name__}") from None
+    if value == "" or "\0" in str(path):
         raise InvalidValue("must be a path to a folder")
-    return Path(text)
+    return path
 
 
 def _journal(value: object) -> str:

@@ -84,12 +84,19 @@ def files(folder: Path) -> list[Path]:
 class Running:
     """A journal and its delivery in the test's loop."""
 
-    def __init__(self, root: Path | None, sink: Backend, *, batch_bytes: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        root: Path | None,
+        sink: Backend,
+        *,
+        batch_bytes: int = 1 << 20,
+        max_bytes: int = 1 << 30,
+    ) -> None:
         self.sink = sink
         self.journal = Journal(
             root,
             sinks={sink.name: sink.target},
-            max_bytes=1 << 30,
+            max_bytes=max_bytes,
             rolled=lambda: self.dispatcher.rolled(),
             successor=no_successor,
         )
@@ -122,9 +129,9 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    root: Path | None, sink: Backend, *, batch_bytes: int = 1 << 20, delivered: bool = True
+    root: Path | None, sink: Backend, *, batch_bytes: int = 1 << 20, max_bytes: int = 1 << 30
 ) -> AsyncIterator[Running]:
-    delivery = Running(root, sink, batch_bytes=batch_bytes)
+    delivery = Running(root, sink, batch_bytes=batch_bytes, max_bytes=max_bytes)
     task = asyncio.create_task(delivery.dispatcher.run())
     try:
         yield delivery

@@ -71,6 +71,7 @@ class Dispatcher:
         )
         self._room = Room(journal, self._own, self._adoption, durable)
         self._rolled = asyncio.Event()
+        self._kept_up = asyncio.Event()
         self._first_look = asyncio.Event()
 
     def _couriers_of(self, chosen: Callable[[Sink], bool]) -> list[Courier]:
@@ -114,6 +115,7 @@ class Dispatcher:
                 tasks.create_task(self._ticking(self._carriers, self._batch_age))
                 tasks.create_task(self._ticking(self._watchers, _WATCHING_AGE))
                 tasks.create_task(self._upkeep())
+                tasks.create_task(self._making_room())
                 tasks.create_task(self._adopting())
                 if self._sinks:
                     await self._load_sinks()
@@ -185,13 +187,25 @@ class Dispatcher:
             # Soon: as long as a folder is locked, its rollouts look as if their process lived.
             self._adoption.close_finished()
             try:
-                if self._journal.full:
-                    await self._room.make()
                 self._journal.upkeep()
                 self._own.settle_all()
             except OSError as error:
                 # Callers make their segments themselves until this works again.
                 _logger.debug("The upkeep of the journal failed: %s", error)
+            self._kept_up.set()
+
+    async def _making_room(self) -> None:
+        """A task of its own: callers are not to be without segments while it looks for room. Only
+        when it has looked it is known whether a new rollout has to be refused."""
+        while True:
+            await self._kept_up.wait()
+            self._kept_up.clear()
+            try:
+                if self._journal.full:
+                    await self._room.make()
+            except OSError as error:
+                _logger.debug("No room could be made in the journal: %s", error)
+            self._journal.watch_bound()
 
     async def _adopting(self) -> None:
         while True:

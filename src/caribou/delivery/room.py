@@ -45,20 +45,25 @@ class Room:
 
     async def make(self) -> None:
         """Bring a journal at its bound down to nine tenths of it, as far as rows can go."""
-        if not self._holds:
+        own = self._journal.folder
+        if own is None or not self._holds:
             return
-        if time.monotonic() < self._look_again:
-            gone = self._own.let_go(self._excess, records=True)
-            gone += self._own.let_go(self._excess, records=False)
-        else:
-            # Others may have made room meanwhile.
+        folders = [own]
+        look = time.monotonic() >= self._look_again
+        if look:
             await self._adoption.look()
-            self._journal.count_others(self._adoption.other_bytes)
-            if not self._journal.full:
-                return
-            gone = await self._from_all()
-            if self._excess > 0:
-                self._look_again = time.monotonic() + _LOOK_AGAIN
+            folders += self._adoption.others
+        elif self._own.can_let_go:
+            await self._adoption.count_again()
+        else:
+            return
+        self._journal.count_others(self._adoption.other_bytes)
+        # Others may have made room meanwhile.
+        if not self._journal.full:
+            return
+        gone = await self._from_all(folders)
+        if look and self._excess > 0:
+            self._look_again = time.monotonic() + _LOOK_AGAIN
         if gone and not self._told:
             self._told = True
             _logger.warning(
@@ -73,12 +78,11 @@ class Room:
     def _excess(self) -> int:
         return self._journal.bytes_held - int(self._journal.max_bytes * _SHARE)
 
-    async def _from_all(self) -> int:
+    async def _from_all(self, folders: Sequence[Path]) -> int:
         """Go through the folders, the one with the oldest segment first; through all of them for
         records, which are nearly everything, before anything else goes. Returns the bytes gone."""
-        own = self._journal.folder
         begun: list[tuple[int, Path]] = []
-        for folder in self._adoption.others if own is None else [*self._adoption.others, own]:
+        for folder in folders:
             begun.append((_begun(folder), folder))
             # One after another, so that the loop stays free.
             await asyncio.sleep(0)

@@ -95,21 +95,28 @@ class Source(ABC):
     def settle(self, segment: Readable) -> None:
         """Let go of a sealed segment if there are sinks to take it and every one is done."""
 
+    def _finish(self, segment: Readable) -> None:
+        """Note which sinks have all of a segment, so that it takes no room in their cursors; also
+        where others have not, as one may be away for thousands of segments."""
+        for cursor in self._takers(segment.table):
+            # In this order: what is sealed grows no more.
+            if segment.sealed and _has_all(cursor, segment):
+                cursor.finish(segment.table, segment.number)
+
     def _done(self, segment: Readable) -> bool:
-        committed = segment.committed
-        return segment.sealed and all(
-            cursor.acknowledged(segment.table, segment.number) >= committed
-            for sink, cursor in self.cursors.items()
-            if segment.table in self._tables[sink]
-        )
+        takers = self._takers(segment.table)
+        return segment.sealed and all(_has_all(cursor, segment) for cursor in takers)
+
+    def _takers(self, table: str) -> list[Cursor]:
+        return [cursor for sink, cursor in self.cursors.items() if table in self._tables[sink]]
 
     def _taken(self, sinks: Collection[str]) -> frozenset[str]:
         """The tables that any of ``sinks`` takes."""
         return frozenset[str]().union(*(self._tables[sink] for sink in sinks))
 
-    def _forget(self, table: str, number: int) -> None:
-        for cursor in self.cursors.values():
-            cursor.forget(table, number)
+
+def _has_all(cursor: Cursor, segment: Readable) -> bool:
+    return cursor.acknowledged(segment.table, segment.number) >= segment.committed
 
 
 class OwnSource(Source):
@@ -154,41 +161,41 @@ class OwnSource(Source):
                 acknowledged: as a rule they stand in later ones, too.
         """
         gone = 0
-        for segment, (summaries, end) in tuple(self._full.items()):
+        for segment in tuple(self._full):
             if gone >= size:
                 break
             if records and not is_record(segment.table, self.cursors):
                 continue
-            if self._done(segment) and self._acknowledged(summaries, end):
+            if self._can_go(segment):
                 del self._full[segment]
                 self._journal.discard(segment)
-                self._forget(segment.table, segment.number)
                 gone += segment.size
         return gone
+
+    @property
+    def can_let_go(self) -> bool:
+        """Whether there is anything for :meth:`let_go`."""
+        return any(map(self._can_go, self._full))
+
+    def _can_go(self, segment: Segment) -> bool:
+        return self._done(segment) and self._acknowledged(*self._full[segment])
 
     def _acknowledged(self, summaries: Segment, end: int) -> bool:
         return summaries not in self.segments("traces") or all(
             cursor.acknowledged("traces", summaries.number) >= end
-            for sink, cursor in self.cursors.items()
-            if "traces" in self._tables[sink]
+            for cursor in self._takers("traces")
         )
 
     def settle(self, segment: Readable) -> None:
         """As in :class:`Source`."""
         assert isinstance(segment, Segment)
-        table, number = segment.table, segment.number
+        self._finish(segment)
         if not self._done(segment):
             if segment.sealed:
                 # Whoever waits for it maps it again: a backlog is not to take memory.
                 segment.rest()
-            return
-        if table not in self._kept:
+        elif segment.table not in self._kept:
             self._journal.release(segment)
-            self._forget(table, number)
-            return
-        for sink, cursor in self.cursors.items():
-            if table in self._tables[sink]:
-                cursor.finish(table, number)
 
     @property
     def delivered(self) -> bool:
@@ -280,6 +287,7 @@ class AdoptedSource(Source):
         """As in :class:`Source`."""
         assert isinstance(segment, _DeadSegment)
         table = segment.table
+        self._finish(segment)
         if (table in self._ours or not segment.committed) and self._done(segment):
             segment.unmap()
             self._segments.remove(segment)

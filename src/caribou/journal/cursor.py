@@ -37,8 +37,8 @@ class _State(msgspec.Struct):
     # table -> segment number (as text) -> acknowledged bytes
     acknowledged: dict[str, dict[str, int]] = {}
     in_flight: dict[str, dict[str, InFlight]] = {}
-    # table -> the last of the segments, counted from the first, that are acknowledged to their end
-    finished: dict[str, int] = {}
+    # table -> from which to which segment all are acknowledged to their end, in order
+    runs: dict[str, list[tuple[int, int]]] = {}
 
 
 class Cursor:
@@ -55,7 +55,7 @@ class Cursor:
 
     def acknowledged(self, table: str, segment: int) -> int:
         """Bytes of the segment that the sink has acknowledged."""
-        if segment <= self._state.finished.get(table, 0):
+        if any(first <= segment <= last for first, last in self._state.runs.get(table, ())):
             return sys.maxsize
         return self._state.acknowledged.get(table, {}).get(str(segment), 0)
 
@@ -75,16 +75,17 @@ class Cursor:
         self._save()
 
     def finish(self, table: str, segment: int) -> None:
-        """A segment that stays is acknowledged to its end, and nothing will be added to it. Those
-        that are so from the first on take no room, however many there are."""
-        if segment == self._state.finished.get(table, 0) + 1:
-            self._state.finished[table] = segment
-            self.forget(table, segment)
-
-    def forget(self, table: str, segment: int) -> None:
-        """The segment is gone."""
+        """A segment is acknowledged to its end, and nothing will be added to it. Those that follow
+        one another take no more room than one, however many there are."""
+        if self.acknowledged(table, segment) == sys.maxsize:
+            return
+        runs: list[tuple[int, int]] = []
+        for first, last in sorted([*self._state.runs.get(table, ()), (segment, segment)]):
+            if runs and first == runs[-1][1] + 1:
+                first, _ = runs.pop()
+            runs.append((first, last))
+        self._state.runs[table] = runs
         self._state.acknowledged.get(table, {}).pop(str(segment), None)
-        self._state.in_flight.get(table, {}).pop(str(segment), None)
 
     def _load(self, path: Path) -> None:
         """Take the latest copy that is whole. Without one, start from the beginning: sending rows
@@ -116,7 +117,7 @@ class Cursor:
         text = msgspec.json.encode(self._state)
         end = _HEAD.size + len(text)
         if end > _COPY_BYTES:
-            # Far more segments than are ever half delivered; the older state is right, if longer.
+            # Far more segments than are ever half delivered; the older state is right, only older.
             return
         self._number += 1
         at = self._number % 2 * _COPY_BYTES

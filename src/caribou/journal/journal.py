@@ -59,11 +59,11 @@ class Journal:
         Segments that none takes stay (they are the local store). Where ``root`` cannot be written
         the journal is kept in memory, with one warning.
         """
-        self.accepting: bool = True
         self.max_bytes: int = max_bytes
         self.owner: Owner | None = None
         self._numbers = dict.fromkeys(TABLES, 0)
         self._other_bytes = 0
+        self._at_bound = False
         self._disk_full = False
         self._disk_error: str | None = None
         self._root = root
@@ -124,12 +124,18 @@ class Journal:
         """Whether its bound is reached."""
         return self.bytes_held >= self.max_bytes
 
+    @property
+    def accepting(self) -> bool:
+        """Whether new rollouts are recorded. Whole traces are refused where there is no room, so
+        what is in progress is never torn."""
+        return not self._at_bound and not self._disk_full
+
     def count_others(self, held: int) -> None:
         """Set how many bytes other owners' segments take below the same root."""
         self._other_bytes = held
 
     def upkeep(self) -> None:
-        """Make the missing standby segments, put a backlog to rest, watch the bound.
+        """Make the missing standby segments, put a backlog to rest.
 
         Called in the I/O thread, whenever a segment was sealed and from time to time.
         """
@@ -149,16 +155,18 @@ class Journal:
                 self._disk_error,
             )
             self._disk_error = None
-        # Whole traces are refused when it is full, so what is in progress is never torn.
-        full = self.full
-        if full and time.monotonic() >= self._warn_again:
+
+    def watch_bound(self) -> None:
+        """Accept no rollouts at the bound, and accept them again below it. For the I/O thread, once
+        room was made if there is any to be made."""
+        self._at_bound = self.full
+        if self._at_bound and time.monotonic() >= self._warn_again:
             self._warn_again = time.monotonic() + _WARNING_INTERVAL
             _logger.warning(
                 "The journal holds %d MiB, its bound (max_journal_bytes): new rollouts are not "
                 "traced until there is room.",
                 self.max_bytes >> 20,
             )
-        self.accepting = not full and not self._disk_full
 
     def _start_anew(self) -> None:
         """Somebody deleted the folder. What is mapped goes on; what follows gets a new one."""

@@ -5,27 +5,25 @@ Spans have the names of the conventions for generative AI; ``caribou.otel.generi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from caribou._certificates import tls_context
+from caribou._otlp_transport import Transport
 from caribou.otel.generic import to_span
 from caribou.sinks._otlp import Backend, SpanSink
-from caribou.sinks.base import Misconfigured
+from caribou.sinks.base import Batch, Misconfigured, Retry
 
 if TYPE_CHECKING:
     import ssl
 
 __all__ = ["OTLP"]
 
-_BACKEND = Backend(
-    who="OTLP receiver",
-    address="OTEL_EXPORTER_OTLP_ENDPOINT",
-    credentials="OTEL_EXPORTER_OTLP_HEADERS",
-    authorities="OTEL_EXPORTER_OTLP_CERTIFICATE, else SSL_CERT_FILE,",
-    plain_text=True,
-)
+# What OpenSSL says when the other side does not take this side's certificate, or misses one.
+_IDENTITY = re.compile(r"_ALERT_(\w*CERTIFICATE|UNKNOWN_CA)")
 
 
 class OTLP(SpanSink):
@@ -41,6 +39,7 @@ class OTLP(SpanSink):
         certificate: a PEM file of the authorities to trust, instead of all others.
         client_certificate: a PEM file of the certificate to show.
         client_key: a PEM file of its key, where that is not in the same file.
+        names: what their user calls these three.
     """
 
     def __init__(
@@ -55,10 +54,19 @@ class OTLP(SpanSink):
         certificate: Path | None = None,
         client_certificate: Path | None = None,
         client_key: Path | None = None,
+        names: tuple[str, ...] = Transport().names,
     ) -> None:
         self._certificates = certificate, client_certificate, client_key
+        self._names = names
+        backend = Backend(
+            who="OTLP receiver",
+            address="OTEL_EXPORTER_OTLP_ENDPOINT",
+            credentials="OTEL_EXPORTER_OTLP_HEADERS",
+            authorities=f"{names[0]}, else SSL_CERT_FILE,",
+            plain_text=True,
+        )
         super().__init__(
-            _BACKEND,
+            backend,
             url,
             to_span,
             resource=resource,
@@ -85,12 +93,35 @@ class OTLP(SpanSink):
         """Records and summaries. What the other tables hold is in them."""
         return frozenset({"spans", "traces"})
 
+    async def send(self, batch: Batch) -> None:
+        """As in :class:`SpanSink`."""
+        with self._naming_identity():
+            await super().send(batch)
+
+    async def check(self) -> None:
+        """As in :class:`SpanSink`."""
+        with self._naming_identity():
+            await super().check()
+
     def _trust(self) -> ssl.SSLContext:
         try:
             return tls_context(*self._certificates)
         except OSError as error:
             # They were in order when the program was configured.
+            given = zip(self._names, self._certificates, strict=True)
+            names = " or ".join(name for name, file in given if file)
             raise Misconfigured(
-                "a file that OTEL_EXPORTER_OTLP_CERTIFICATE, OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE "
-                f"or OTEL_EXPORTER_OTLP_CLIENT_KEY names cannot be used any more ({error})"
+                f"a file that {names} names cannot be used any more ({error})"
+            ) from None
+
+    @contextmanager
+    def _naming_identity(self) -> Generator[None]:
+        try:
+            yield
+        except Retry as error:
+            if not _IDENTITY.search(error.reason):
+                raise
+            raise Retry(
+                "the OTLP receiver wants another certificate of this side; "
+                f"{self._names[1]} names it ({error.reason})"
             ) from None
