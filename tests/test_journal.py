@@ -410,16 +410,6 @@ def test_a_backlog_keeps_neither_maps_nor_descriptors(tmp_path: Path) -> None:
     journal.close(delivered=True)
 
 
-def test_with_a_backlog_two_larger_segments_are_ready_for_a_busy_caller(tmp_path: Path) -> None:
-    journal = open_journal(tmp_path, clickhouse="there")
-    stream = journal.streams["spans"]
-    while len(stream.segments) < 7:
-        stream.append(row(0, 8000))
-        journal.upkeep()
-    assert [segment.size for segment in stream.standby] == [2 * SEGMENT_BYTES] * 2
-    journal.close(delivered=True)
-
-
 def test_upkeep_ends_though_a_caller_takes_segments_as_fast_as_they_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,8 +191,8 @@ class OwnSource(Source):
         assert isinstance(segment, Segment)
         self._finish(segment)
         if not self._done(segment):
-            if segment.sealed:
-                # Whoever waits for it maps it again: a backlog is not to take memory.
+            if segment.sealed and any(_has_all(c, segment) for c in self._takers(segment.table)):
+                # Whoever is behind maps it again: a backlog is not to take memory.
                 segment.rest()
         elif segment.table not in self._kept:
             self._journal.release(segment)

@@ -29,10 +29,6 @@ _logger = logging.getLogger("caribou")
 
 # A burst of the one busy table fills a segment faster than one is made while callers hold the GIL.
 _STANDBY = {"spans": 2}
-# So many full segments of a table say that a sink is behind, and that none comes back soon.
-_BACKLOG = 3
-# Segments go as a whole, so they are not to be large for the bound.
-_LARGE_JOURNAL = 64 * SEGMENT_BYTES
 # Delivered segments that are kept to be used again: as many as a sink that is slow now and then
 # leaves a busy caller in need of.
 _SPARE = {"spans": 4}
@@ -97,10 +93,6 @@ class Journal:
         }
 
     @property
-    def _large(self) -> bool:
-        return self.owner is not None and self.max_bytes >= _LARGE_JOURNAL
-
-    @property
     def folder(self) -> Path | None:
         """The folder of this process; None in memory."""
         return None if self.owner is None else self.owner.folder
@@ -135,15 +127,14 @@ class Journal:
         self._other_bytes = held
 
     def upkeep(self) -> None:
-        """Make the missing standby segments, put a backlog to rest.
+        """Put a backlog to rest, and make the missing standby segments.
 
         Called in the I/O thread, whenever a segment was sealed and from time to time.
         """
         if self.owner is not None and not self.owner.folder.is_dir():
             self._start_anew()
         for stream in self.streams.values():
-            kept = _KEPT_MAPPED if len(stream.segments) <= _BACKLOG else 1
-            for segment in tuple(stream.segments)[:-kept]:
+            for segment in tuple(stream.segments)[:-_KEPT_MAPPED]:
                 segment.rest()
         self._make_standby()
         if self._disk_error is not None:
@@ -181,13 +172,11 @@ class Journal:
 
     def _make_standby(self) -> None:
         for stream in self.streams.values():
-            wanted, size = _STANDBY.get(stream.table, 1), stream.next_size()
-            if len(stream.segments) > _BACKLOG and size == SEGMENT_BYTES and self._large:
-                # A new one takes as long as a busy caller takes to fill 4 MiB.
-                size *= 2
+            # One that is being delivered comes back: to use it again is cheaper than a new one.
+            wanted = max(1, _STANDBY.get(stream.table, 1) - len(stream.segments) + 1)
             # Counted beforehand: a busy caller takes them as fast as they are made.
             for _ in range(wanted - len(stream.standby)):
-                segment = self._make_on_disk(stream.table, size)
+                segment = self._make_on_disk(stream.table, stream.next_size())
                 if segment is None:
                     return
                 stream.standby.append(segment)

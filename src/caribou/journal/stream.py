@@ -16,6 +16,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from caribou._pace import in_a_hurry
+
 from .segment import Segment
 
 __all__ = ["Stream"]
@@ -177,8 +179,9 @@ class Stream:
                 self.standby.append(segment)
                 segment = None
         if segment is None:
-            # None is waiting, so the caller is kept: by a millisecond or two, not by ten.
-            segment = self._make(self.table, max(need, min(self.next_size(), _HURRIED_BYTES)))
+            # None is waiting, so the caller is kept: by a millisecond, not by ten.
+            with in_a_hurry():
+                segment = self._make(self.table, max(need, min(self.next_size(), _HURRIED_BYTES)))
         if self._closed:
             # By a signal handler, just now.
             segment.close(cut=True)

@@ -28,11 +28,11 @@ from asynch.proto.result import QueryInfo
 from asynch.proto.streams.block import BlockReader
 from asynch.proto.streams.buffered import BufferedReader, BufferedWriter
 
+from caribou._pace import Pace
 from caribou.sinks._answers import NoAnswer, clean
 from caribou.sinks._clickhouse_endpoint import Endpoint
 from caribou.sinks._clickhouse_errors import server_error
 from caribou.sinks._clickhouse_native_blocks import Block
-from caribou.sinks._pace import Pace
 from caribou.sinks._resolve import look_up
 
 __all__ = ["IS_IT_THE_PORT", "Answer", "Connection", "can_compress"]

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from caribou._pace import Pace
 from caribou.otel.spans import Row, Span, decoded_row
 from caribou.sinks._answers import NoAnswer
-from caribou.sinks._pace import Pace
 from caribou.sinks.base import Batch, Misconfigured, Poison, Retry, SinkError, TooLarge
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ __all__ = [
 
 _logger = logging.getLogger("caribou")
 
-REQUEST_BYTES = 2 << 20
+REQUEST_BYTES = 1 << 20
 """Of spans in a request, before compression; a larger span goes alone."""
 
 _CHUNK = 128 << 10

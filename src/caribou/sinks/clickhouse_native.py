@@ -7,12 +7,12 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from caribou._pace import Pace
 from caribou.schema import TABLES, quote
 from caribou.sinks._clickhouse_endpoint import NATIVE, Endpoint
 from caribou.sinks._clickhouse_errors import NoAnswer, ServerError, sink_error
 from caribou.sinks._clickhouse_native_blocks import Block, Layout, Unreadable, UnsupportedType
 from caribou.sinks._clickhouse_sink import CONNECTIONS, INSERT_SETTINGS, ClickHouseSink, as_question
-from caribou.sinks._pace import Pace
 from caribou.sinks.base import Batch, Misconfigured, Poison
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from caribou._pace import Pace
 from caribou.otel.generic import to_span
 from caribou.otel.spans import decoded_row
 from caribou.sinks._driver import Driver, Raised, ask
-from caribou.sinks._pace import Pace
 from caribou.sinks.base import Ambiguous, Batch, Misconfigured, Poison, Retry
 
 if TYPE_CHECKING:
