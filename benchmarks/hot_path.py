@@ -83,12 +83,14 @@ async def run_side(name: str, rounds: int) -> dict[str, float]:
         logged = time.perf_counter() - start
     await side.finish()
     finished = time.perf_counter() - start
+    # At once: sorting all the calls below takes 0.2 µs of each.
+    cpu = time.process_time() - cpu
     return {
         "records": len(calls),
         "call_median_us": statistics.median(calls) / 1e3,
         "call_p99_us": quantile(calls, 0.99) / 1e3,
         "open_median_us": statistics.median(opened) / 1e3,
-        "cpu_seconds": time.process_time() - cpu,
+        "cpu_seconds": cpu,
         "logged_seconds": logged,
         "finished_seconds": finished,
         "lag_worst_ms": max(lags) * 1e3,
