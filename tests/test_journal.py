@@ -395,6 +395,20 @@ def test_at_its_bound_the_journal_accepts_no_new_rollouts_until_there_is_room(
     journal.close(delivered=True)
 
 
+def test_far_beyond_its_bound_the_journal_does_not_wait_for_room_to_be_made(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path, max_bytes=1 << 20, clickhouse="there")
+    journal.count_others(65 << 20)
+    journal.upkeep()
+    assert journal.accepting
+    journal.count_others(66 << 20)
+    journal.upkeep()
+    assert not journal.accepting
+    journal.count_others(0)
+    journal.watch_bound()
+    assert journal.accepting
+    journal.close(delivered=True)
+
+
 def test_a_backlog_keeps_neither_maps_nor_descriptors(tmp_path: Path) -> None:
     journal = open_journal(tmp_path, clickhouse="there")
     stream = journal.streams["spans"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Status
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as Message
-from support.golden import SPAN, TRACE
+from support.golden import SPAN, TRACE, USER
 
+from caribou.otel import generic, langfuse
 from caribou.otel.encoding import encode_span
 from caribou.otel.spans import Common, Span, SpanEvent
 
@@ -94,6 +96,47 @@ def test_a_span_is_read_as_it_was_told(
     # Twice: what is common, and what is short, is kept from the first time.
     for _ in range(2):
         assert list(ScopeSpans.FromString(encode_span(span)).spans) == [expected]
+
+
+def read(span: Span | None) -> Message:
+    """What a receiver makes of a span."""
+    assert span is not None
+    (message,) = ScopeSpans.FromString(encode_span(span)).spans
+    return message
+
+
+def test_equal_values_of_different_types_stay_apart() -> None:
+    for number in (1, True, 1.0, 1):
+        span = Span(trace_id=TRACE, span_id=SPAN, name="n", start_ns=1, end_ns=2, own={"v": number})
+        assert list(read(span).attributes) == attributes({"v": number})
+
+
+@pytest.mark.parametrize("mapper", [generic, langfuse])
+def test_steps_that_are_equal_and_of_different_types_stay_apart(mapper: Any) -> None:
+    told = [read(mapper.to_span("spans", USER | {"step_number": n})) for n in (1, True, 1.0)]
+    (name,) = {a.key for a in told[0].attributes if a.key.endswith("step_number")}
+    values = {str(a.value) for span in told for a in span.attributes if a.key == name}
+    assert len(values) == 3
+
+
+@pytest.mark.parametrize("mapper", [generic, langfuse])
+def test_no_attribute_is_told_twice(mapper: Any) -> None:
+    own = {"run_id": "mine", "step_number": 7, "name": "mine"}
+    found = [a.key for a in read(mapper.to_span("spans", USER | {"attributes": own})).attributes]
+    assert len(found) == len(set(found))
+
+
+def test_what_is_large_is_not_kept() -> None:
+    """Agents make up names of attributes, and hooks may give anything to any row."""
+    tracemalloc.start()
+    try:
+        for number in range(200):
+            row = USER | {"attributes": {f"{number}{'x' * 50_000}": 1}}
+            for mapper in (generic, langfuse):
+                read(mapper.to_span("spans", row | {"session_id": f"{number}{'y' * 50_000}"}))
+        assert tracemalloc.get_traced_memory()[0] < 2 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import importlib.util
 import json
 import logging
 import os
+import sys
+import zlib
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -92,6 +96,21 @@ async def test_requests_are_bounded_and_a_large_span_goes_alone(there: Receiver)
         assert request.size <= REQUEST_BYTES + 1000 or len(request.spans) == 1
     order = [span.start_ns for request in there.requests for span in request.spans]
     assert order == sorted(order)
+
+
+async def test_without_isal_the_standard_library_compresses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("isal", "isal.isal_zlib"):
+        monkeypatch.setitem(sys.modules, name, None)
+    spec = importlib.util.find_spec("caribou.sinks._otlp_http")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    body = os.urandom(1 << 20) + b"a" * 100_000
+    assert gzip.decompress(await module._compressed(body)) == body
+    assert module.zlib is zlib
 
 
 async def test_what_does_not_compress_goes_through_too(there: Receiver) -> None:

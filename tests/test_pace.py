@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,10 +47,10 @@ def _no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stands_still(worker: Worker) -> bool:
+    """Whether it does nothing in a time in which it would do thousands of steps, though it has the
+    interpreter for itself."""
     before = worker.steps
-    until = time.perf_counter() + 0.01
-    while time.perf_counter() < until:
-        pass
+    threading.Event().wait(0.02)
     return worker.steps <= before + 1
 
 
@@ -62,6 +61,17 @@ def test_who_works_at_a_pace_stands_still_in_a_hurry() -> None:
             assert stands_still(worker)
         after = worker.steps
         wait_until(lambda: worker.steps > after + 100)
+
+
+def test_a_hurry_does_not_wait_for_the_end_of_a_stretch() -> None:
+    paused: list[bool] = []
+    with in_a_hurry():
+        thread = threading.Thread(target=lambda: paused.append(Pace().pause()))
+        thread.start()
+        thread.join(0.02)
+        assert paused == []
+    thread.join()
+    assert paused == [True]
 
 
 def test_a_caller_that_makes_its_own_segment_is_in_a_hurry(tmp_path: Path) -> None:

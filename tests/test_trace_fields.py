@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 from support.switches import frequent_switches
 
+import caribou as tracing
 import caribou.sync as caribou
-from caribou import Event, Grade, Message, ToolExecution
+from caribou import Event, Grade, Message, ToolExecution, _managers
+from caribou._scope import Scope, current
 from caribou.otel import generic, langfuse
 from caribou.testing import Capture
 
@@ -374,6 +376,45 @@ def test_what_is_not_recorded_has_none(caribou_capture: Capture) -> None:
         say("x")
     assert lines(caribou_capture) == []
     assert caribou_capture.stats().sinks["capture"].pending == 0
+
+
+@pytest.mark.asyncio
+async def test_what_is_logged_from_a_scope_that_has_ended_has_them(
+    caribou_capture: Capture,
+) -> None:
+    tagged = asyncio.Event()
+
+    async def straggler() -> None:
+        await tagged.wait()
+        say("from where it began")
+        async with tracing.span("child"):
+            pass
+
+    async with tracing.trace_run(META):
+        async with tracing.span("step"):
+            task = asyncio.create_task(straggler())
+            await asyncio.sleep(0)
+        caribou.add_tags("after")
+        tagged.set()
+        await task
+    assert [row.get("tags") for row in caribou_capture.spans[-2:]] == [["after"]] * 2
+    assert not any("late" in row for row in caribou_capture.spans)
+
+
+def test_a_span_whose_opening_was_interrupted_is_not_kept(
+    caribou_capture: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(scope: Scope, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    with caribou.trace_run(META):
+        scope = current.get()
+        assert scope is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(_managers, "enter", interrupted)
+            with pytest.raises(KeyboardInterrupt), caribou.span("never"):
+                pass
+        assert scope.rollout.scopes == {scope}
 
 
 def test_none_is_no_session(caribou_capture: Capture) -> None:

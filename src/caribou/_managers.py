@@ -86,7 +86,6 @@ class SpanManager:
         parent.catch_up()
         span_id = _ids.new_span_id()
         self._parent = parent
-        self._scope = rollout.scope(parent, span_id)
         self._start = time.time_ns()
         self._began = time.monotonic_ns()
         self._place = (
@@ -101,8 +100,15 @@ class SpanManager:
                 self._more,
             )
         )
-        self._write(b',"status":"PENDING"}')
-        enter(self._scope, frame)
+        scope = rollout.scope(parent, span_id)
+        try:
+            self._write(b',"status":"PENDING"}')
+            enter(scope, frame)
+        except BaseException:
+            # A signal's handler raised: nobody will leave it.
+            rollout.scopes.discard(scope)
+            raise
+        self._scope = scope
 
     def _close(self, problem: BaseException | None) -> None:
         scope = self._scope

@@ -22,7 +22,8 @@ _hurry_until = 0.0
 @contextlib.contextmanager
 def in_a_hurry() -> Generator[None]:
     """While a caller's thread makes some system calls, whoever works at a pace stands still: after
-    each call the caller would else wait for the rest of a stretch."""
+    each call the caller would else wait for the rest of a stretch. Of several at once, the first
+    to be through ends it for all."""
     global _hurry_until
     _hurry_until = time.perf_counter() + _LONGEST_HURRY
     try:

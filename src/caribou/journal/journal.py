@@ -35,6 +35,8 @@ _SPARE = {"spans": 4}
 # The segment being written, and what a healthy sink is just taking.
 _KEPT_MAPPED = 2
 _WARNING_INTERVAL = 300.0
+# Bytes, or a quarter of the bound, by which it may be passed while room is looked for.
+_BEYOND = 64 << 20
 
 
 class Journal:
@@ -127,7 +129,8 @@ class Journal:
         self._other_bytes = held
 
     def upkeep(self) -> None:
-        """Put a backlog to rest, and make the missing standby segments.
+        """Put a backlog to rest, and make the missing standby segments. Far beyond the bound,
+        rollouts are refused at once: room may be looked for while a busy program writes gigabytes.
 
         Called in the I/O thread, whenever a segment was sealed and from time to time.
         """
@@ -146,6 +149,8 @@ class Journal:
                 self._disk_error,
             )
             self._disk_error = None
+        if self.bytes_held > self.max_bytes + max(self.max_bytes // 4, _BEYOND):
+            self._at_bound = True
 
     def watch_bound(self) -> None:
         """Accept no rollouts at the bound, and accept them again below it. For the I/O thread, once

@@ -75,10 +75,12 @@ def encode_span(span: Span) -> bytes:
         common.encoded = b"".join(_attribute(*pair) for pair in common.attributes.items())
     parts.append(common.encoded)
     for name, value in span.own.items():
-        # What is the same in many spans is encoded once. Only texts and whole numbers: 1.0 and
-        # True are equal to 1.
+        # What is short, and the same in many spans, is encoded once. Only texts and whole numbers:
+        # 1.0 and True are equal to 1.
         kind = type(value)
-        if kind is int or (kind is str and len(cast("str", value)) <= _SHORT):
+        if (kind is int or (kind is str and len(cast("str", value)) <= _SHORT)) and (
+            len(name) <= _SHORT
+        ):
             part = _encoded.get((name, value))
             if part is None:
                 if len(_encoded) >= _MOST_ENCODED:
@@ -152,7 +154,8 @@ def _attribute(name: str, value: Value) -> bytes:
     if type(value) is str:
         # Most of all bytes are such values. Made as the package makes them, in half the time.
         text = value.encode()
-        return _field(_ATTRIBUTES, _key(name) + _field(_VALUE, _field(_STRING_VALUE, text)))
+        key = _key(name) if len(name) <= _SHORT else _field(_KEY, name.encode())
+        return _field(_ATTRIBUTES, key + _field(_VALUE, _field(_STRING_VALUE, text)))
     # Given as dicts, messages are made in C.
     pair: Any = {"key": name, "value": _value(value)}
     return _field(_ATTRIBUTES, KeyValue(**pair).SerializeToString())

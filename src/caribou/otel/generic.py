@@ -7,14 +7,13 @@ take bytes by the square of its length.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, Final, cast
 
 from . import attributes as names
 from .spans import (
     Attributes,
-    Common,
+    CommonOf,
     Row,
     Span,
     SpanEvent,
@@ -37,7 +36,6 @@ __all__ = ["to_span"]
 # What is the same in all rows of a rollout, or nearly all.
 _CONSTANTS: Final = ("run_id", "phase", "step_number", "datapoint_id", "env_name", "model_name")
 _IDENTITY: Final = ("session_id", "user_id", *_CONSTANTS)
-_MOST_TRACES: Final = 4096
 # Other columns that are told as they are, and their names.
 _EVERYWHERE: Final = tuple(
     (column, names.CARIBOU + column)
@@ -115,14 +113,14 @@ def to_span(table: str, row: Row) -> Span | None:
     return Span(**span)
 
 
-@functools.lru_cache(_MOST_TRACES, typed=True)
-def _common(tags: tuple[str, ...], session_id: Any, user_id: Any, *constants: Any) -> Common:
+@CommonOf
+def _common(tags: tuple[str, ...], session_id: Any, user_id: Any, *constants: Any) -> Attributes:
     """What every record's span says of its trace."""
     attributes: Attributes = {}
     _whose(attributes, session_id, user_id, tags)
     for column, value in zip(_CONSTANTS, constants, strict=True):
         put(attributes, names.CARIBOU + column, value)
-    return Common(attributes)
+    return attributes
 
 
 def _whose(

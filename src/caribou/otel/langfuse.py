@@ -8,7 +8,6 @@ generation has its own message only.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable
 from typing import Any, Final
@@ -17,7 +16,7 @@ from . import attributes as names
 from .spans import (
     NOTHING,
     Attributes,
-    Common,
+    CommonOf,
     Row,
     Span,
     agent_name,
@@ -57,7 +56,6 @@ _USAGE: Final = {
 # What is the same in all rows of a rollout, or nearly all.
 _CONSTANTS: Final = ("run_id", "phase", "step_number", "datapoint_id", "env_name")
 _IDENTITY: Final = ("session_id", "user_id", *_CONSTANTS)
-_MOST_TRACES: Final = 4096
 _METADATA: Final = tuple(
     (column, names.OBSERVATION_METADATA + column)
     for column in (
@@ -176,15 +174,15 @@ def to_score(row: Row) -> dict[str, Any] | None:
     return score
 
 
-@functools.lru_cache(_MOST_TRACES, typed=True)
-def _common(tags: tuple[str, ...], session_id: Any, user_id: Any, *constants: Any) -> Common:
+@CommonOf
+def _common(tags: tuple[str, ...], session_id: Any, user_id: Any, *constants: Any) -> Attributes:
     """What every record's span says of its trace."""
     attributes = _of_trace(*constants)
     _whose(attributes, session_id, user_id, tags)
     for column, value in zip(_CONSTANTS, constants, strict=True):
         if column != "phase" and value is not None:
             attributes[names.OBSERVATION_METADATA + column] = as_text(value)
-    return Common(attributes)
+    return attributes
 
 
 def _of_trace(

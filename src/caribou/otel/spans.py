@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias, cast
 
 import msgspec
@@ -17,6 +17,7 @@ __all__ = [
     "NOTHING",
     "Attributes",
     "Common",
+    "CommonOf",
     "Row",
     "Span",
     "SpanEvent",
@@ -49,6 +50,9 @@ Attributes: TypeAlias = dict[str, Value]
 LONGEST_VALUE: Final = 512 << 10
 """Bytes of UTF-8 that one value of a row may have; backends refuse requests of some megabytes."""
 
+_MOST_COMMON: Final = 1024
+# Ordinary ones have some hundred.
+_MOST_CHARACTERS: Final = 4096
 # Made once: a union written in a call is made anew each time, which costs more than the look.
 _PLAIN: Final = (str, bool, int, float)
 _OVERSIZE: Final = "oversize"
@@ -79,6 +83,33 @@ class Common:
 
 
 NOTHING: Final = Common({})
+
+
+class CommonOf:
+    """Makes what rows have in common from the columns that are the same in all rows of a rollout,
+    and keeps it for the others."""
+
+    def __init__(self, make: Callable[..., Attributes]) -> None:
+        self._make = make
+        self._kept: dict[object, Common] = {}
+
+    def __call__(self, *columns: object) -> Common:
+        """``columns`` are as ``make`` takes them.
+
+        Raises:
+            TypeError: one is an object or an array.
+        """
+        # 1 and True are equal.
+        key = columns, *map(type, columns)
+        common = self._kept.get(key)
+        if common is None:
+            common = Common(self._make(*columns))
+            # A hook may make anything of a row.
+            if len(str(columns)) <= _MOST_CHARACTERS:
+                if len(self._kept) >= _MOST_COMMON:
+                    self._kept.clear()
+                self._kept[key] = common
+        return common
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):

@@ -60,8 +60,8 @@ class OTLP(SpanSink):
         self._names = names
         backend = Backend(
             who="OTLP receiver",
-            address="OTEL_EXPORTER_OTLP_ENDPOINT",
-            credentials="OTEL_EXPORTER_OTLP_HEADERS",
+            address='OTEL_EXPORTER_OTLP_ENDPOINT or otlp["endpoint"]',
+            credentials='OTEL_EXPORTER_OTLP_HEADERS or otlp["headers"]',
             authorities=f"{names[0]}, else SSL_CERT_FILE,",
             plain_text=True,
         )
