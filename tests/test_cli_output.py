@@ -24,7 +24,8 @@ def in_shell(line: str, home: Path) -> subprocess.CompletedProcess[str]:
     """Run a line of shell in which ``$caribou`` is the command."""
     return subprocess.run(
         ["bash", "-c", line],
-        env=environment(home, caribou=f"{sys.executable} -m caribou"),
+        # As it is for most people, whose interpreter keeps what could not be written.
+        env=environment(home, caribou=f"{sys.executable} -m caribou", PYTHONUNBUFFERED=""),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -6,8 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from click.exceptions import NoSuchCommand
@@ -113,14 +112,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return code
     except (BrokenPipeError, SystemExit):
         # Whoever read has gone, which click makes an exit of its own of.
-        _discard_output()
+        _discard(sys.stdout)
         return _SIGPIPE
     except OSError as error:
         reason = error.strerror or str(error)
         if error.filename is not None:
             return _fail(f"{error.filename}: {reason}")
         # Whatever else can fail without a name says so itself, in an error of Caribou's.
-        _discard_output()
+        _discard(sys.stdout)
         return _fail(f"cannot write the output: {reason}", 1)
 
 
@@ -158,14 +157,16 @@ def _with_pointer(error: click.ClickException) -> str:
 def _fail(message: str, code: int = 2) -> int:
     if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]
         sys.stdout.flush()
-    with suppress(OSError):
-        print(f"caribou: {one_line(message, 1000)}", file=sys.stderr)
+    try:
+        print(f"caribou: {one_line(message, 1000)}", file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
     return code
 
 
-def _discard_output() -> None:
-    """The interpreter must not complain when it flushes at the end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _discard(stream: TextIO) -> None:
+    """The interpreter must not complain when it flushes at the end, nor give a code of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _prepare_output() -> None:
