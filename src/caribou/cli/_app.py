@@ -164,9 +164,10 @@ def _fail(message: str, code: int = 2) -> int:
     return code
 
 
-def _discard(stream: TextIO) -> None:
+def _discard(stream: TextIO | None) -> None:
     """The interpreter must not complain when it flushes at the end, nor give a code of its own."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if stream is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _prepare_output() -> None:
