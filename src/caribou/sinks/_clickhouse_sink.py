@@ -187,6 +187,8 @@ class ClickHouseSink(ABC, Generic[AnyClient]):
             async def execute(sql: str) -> bytes:
                 return await self._open().request(sql, settings={"wait_end_of_query": "1"})
 
+            # Whatever cuts this short, the next insert looks again.
+            self._schema_checked = False
             try:
                 await migrate(execute, database=database)
             except ServerError as error:
@@ -203,6 +205,7 @@ class ClickHouseSink(ABC, Generic[AnyClient]):
             except NoAnswer as error:
                 raise as_question(sink_error(error)) from None
             self._schemas_made += 1
+            self._schema_checked = True
 
     async def _is_legacy(self) -> bool:
         if self._legacy is None:
