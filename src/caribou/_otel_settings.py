@@ -41,8 +41,8 @@ Otlp = tuple[str, Headers, Transport]
 _PATH: Final = "/v1/traces"
 _OTLP_FORM: Final = 'must be an endpoint or {"endpoint": ..., "headers": {...}}'
 _OTLP_KEYS: Final = (
-    *("endpoint", "headers", "compression", "timeout"),
-    *("certificate", "client_certificate", "client_key"),
+    *("endpoint", "headers"),
+    *(option for option in Transport.__struct_fields__ if option != "names"),
 )
 _PROTOCOL: Final = "http/protobuf"
 _OTHER_PROTOCOLS: Final = ("grpc", "http/json")

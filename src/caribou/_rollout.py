@@ -9,35 +9,25 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, Protocol
-
-import msgspec
 
 from . import _ids
 from ._failures import MAX_MESSAGE, is_abort, message_of, traceback_of, type_of
 from ._redact import Appender, redacted
 from ._registration import Registrar
 from ._rows import WHOSE, prefix, row, stamp, trace_fields
-from ._sanitize import MAX_INTEGER, MAX_LINE, Cleaner, encode, storable_text
+from ._sanitize import MAX_LINE, Cleaner, encode, storable_text
 from ._scope import Scope
 from ._settings import Settings
+from ._usage import Usage, totals
 from .records import Grade, Message, RolloutStatus
 
 __all__ = ["Recorder", "Rollout"]
 
 _MAX_MODELS: Final = 100
-_MAX_COST: Final = sys.float_info.max
 _SCORE_CONSTANTS: Final = ("run_id", "trace_id", "phase", "step_number", "datapoint_id")
-_BUCKETS: Final = (
-    "input_tokens",
-    "output_tokens",
-    "cache_read_tokens",
-    "cache_write_tokens",
-    "reasoning_tokens",
-)
 
 
 class Recorder(Protocol):
@@ -66,22 +56,6 @@ class Recorder(Protocol):
     def count_dropped(self, reason: str, rows: int) -> None:
         """Count rows that are not recorded, and why."""
         ...
-
-
-class Usage(msgspec.Struct, omit_defaults=True):
-    """What one model took."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cache_read_tokens: int = 0
-    cache_write_tokens: int = 0
-    reasoning_tokens: int = 0
-    cost_usd: float = 0.0
-
-    def within_columns(self) -> Usage:
-        """A copy in which no sum is more than a column holds."""
-        tokens = {bucket: min(getattr(self, bucket), MAX_INTEGER) for bucket in _BUCKETS}
-        return Usage(**tokens, cost_usd=max(-_MAX_COST, min(self.cost_usd, _MAX_COST)))
 
 
 class Rollout:
@@ -361,9 +335,7 @@ class Rollout:
             return
         # The version before the totals: then the highest version has the latest totals.
         version = self._next_version()
-        usage = {model: usage.within_columns() for model, usage in tuple(self.usage.items())}
-        totals = usage.values()
-        cost = max(-_MAX_COST, min(sum(model.cost_usd for model in totals), _MAX_COST))
+        usage = totals(self.usage)
         error_type, traceback = self.error or (None, None)
         duration = self.duration_ms or 0.0
         columns: dict[str, Any] = {
@@ -377,10 +349,7 @@ class Rollout:
             "messages": self.messages or None,
             "tool_calls": self.tool_calls or None,
             "tool_errors": self.tool_errors or None,
-            "input_tokens": _total(model.input_tokens for model in totals),
-            "output_tokens": _total(model.output_tokens for model in totals),
-            "cost_usd": cost or None,
-            "usage": usage or None,
+            **usage,
             "score": self.score,
             "version": version,
         }
@@ -396,7 +365,3 @@ class Rollout:
             self._streams[table].append(line)
         else:
             self.skip(1)
-
-
-def _total(numbers: Iterable[int]) -> int | None:
-    return min(sum(numbers), MAX_INTEGER) or None

@@ -26,6 +26,7 @@ from .spans import (
     is_scope,
     model_of,
     put,
+    put_whose,
     sizes,
     tag_names,
     total,
@@ -35,7 +36,7 @@ __all__ = ["to_span"]
 
 # What is the same in all rows of a rollout, or nearly all.
 _CONSTANTS: Final = ("run_id", "phase", "step_number", "datapoint_id", "env_name", "model_name")
-_IDENTITY: Final = ("session_id", "user_id", *_CONSTANTS)
+_WHOSE: Final = {"session": names.CONVERSATION_ID, "tagged": "caribou.tags"}
 # Other columns that are told as they are, and their names.
 _EVERYWHERE: Final = tuple(
     (column, names.CARIBOU + column)
@@ -91,14 +92,17 @@ def to_span(table: str, row: Row) -> Span | None:
     if table == "traces":
         return _rollout(row)
     kind = str(row.get("kind", ""))
-    common = _common(tag_names(row), *map(row.get, _IDENTITY))
     attributes: Attributes = {}
     for column, name in _EVERYWHERE:
         value = row.get(column)
         if value is not None:
             attributes[name] = value if type(value) in _WORDS else as_text(value)
     make = _scope if is_scope(row) else _message if "role" in row else _KINDS.get(kind, _scope)
-    span: dict[str, Any] = base(row) | {"name": row["name"], "own": attributes, "common": common}
+    span: dict[str, Any] = base(row) | {
+        "name": row["name"],
+        "own": attributes,
+        "common": _common(row),
+    }
     make(row, span, attributes)
     if row.get("status") == "ERROR":
         span |= {"failed": True, "status_message": str(row.get("status_message") or "")}
@@ -113,23 +117,16 @@ def to_span(table: str, row: Row) -> Span | None:
     return Span(**span)
 
 
-@CommonOf
-def _common(tags: tuple[str, ...], session_id: Any, user_id: Any, *constants: Any) -> Attributes:
+def _of_trace(row: Row) -> Attributes:
     """What every record's span says of its trace."""
     attributes: Attributes = {}
-    _whose(attributes, session_id, user_id, tags)
-    for column, value in zip(_CONSTANTS, constants, strict=True):
-        put(attributes, names.CARIBOU + column, value)
+    put_whose(attributes, row, row["tags"], **_WHOSE)
+    for column in _CONSTANTS:
+        put(attributes, names.CARIBOU + column, row.get(column))
     return attributes
 
 
-def _whose(
-    attributes: Attributes, session_id: object, user_id: object, tags: tuple[str, ...]
-) -> None:
-    put(attributes, names.CONVERSATION_ID, session_id or None)
-    put(attributes, names.USER_ID, user_id or None)
-    if tags:
-        attributes["caribou.tags"] = list(tags)
+_common: Final = CommonOf(("session_id", "user_id", *_CONSTANTS), _of_trace)
 
 
 def _rollout(row: Row) -> Span:
@@ -138,7 +135,7 @@ def _rollout(row: Row) -> Span:
     put(attributes, names.AGENT_NAME, agent or None)
     put(attributes, names.REQUEST_MODEL, row.get("model_name"))
     metadata = as_mapping(row.get("metadata"))
-    _whose(attributes, metadata.get("session_id"), metadata.get("user_id"), tag_names(row))
+    put_whose(attributes, metadata, tag_names(row), **_WHOSE)
     for name in _SUMMARY:
         put(attributes, names.CARIBOU + name, row.get(name))
     for key, value in metadata.items():

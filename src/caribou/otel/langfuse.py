@@ -28,6 +28,7 @@ from .spans import (
     is_scope,
     model_of,
     put,
+    put_whose,
     sizes,
     tag_names,
     total,
@@ -54,8 +55,8 @@ _USAGE: Final = {
     "reasoning_tokens": "output_reasoning_tokens",
 }
 # What is the same in all rows of a rollout, or nearly all.
-_CONSTANTS: Final = ("run_id", "phase", "step_number", "datapoint_id", "env_name")
-_IDENTITY: Final = ("session_id", "user_id", *_CONSTANTS)
+_METADATA_OF_TRACE: Final = ("run_id", "step_number", "datapoint_id", "env_name")
+_WHOSE: Final = {"session": names.SESSION_ID, "tagged": names.TRACE_TAGS}
 _METADATA: Final = tuple(
     (column, names.OBSERVATION_METADATA + column)
     for column in (
@@ -105,8 +106,8 @@ def to_span(table: str, row: Row) -> Span | None:
         return None
     get = row.get
     if table == "traces":
-        return _rollout(row, _of_trace(*map(get, _CONSTANTS)))
-    common = _common(tag_names(row), *map(get, _IDENTITY))
+        return _rollout(row, _of_trace(row))
+    common = _common(row)
     attributes: Attributes = {}
     given = get("attributes")
     if given:
@@ -174,43 +175,33 @@ def to_score(row: Row) -> dict[str, Any] | None:
     return score
 
 
-@CommonOf
-def _common(tags: tuple[str, ...], session_id: Any, user_id: Any, *constants: Any) -> Attributes:
+def _of_trace(row: Row) -> Attributes:
+    """What every span of a trace says of it."""
+    attributes: Attributes = {names.TRACE_NAME: agent_name(row) or _TRACE}
+    environment = str(row.get("phase") or "")
+    if _ENVIRONMENT.fullmatch(environment):
+        attributes[names.ENVIRONMENT] = environment
+    if environment == "eval" and row.get("run_id"):
+        # https://langfuse.com/integrations/native/opentelemetry/experiments
+        attributes[names.EXPERIMENT_ID] = str(row["run_id"])
+        attributes[names.EXPERIMENT_NAME] = str(row["run_id"])
+        put(attributes, names.EXPERIMENT_DATASET_ID, row.get("env_name"))
+        put(attributes, names.EXPERIMENT_ITEM_ID, row.get("datapoint_id"))
+    return attributes
+
+
+def _of_record(row: Row) -> Attributes:
     """What every record's span says of its trace."""
-    attributes = _of_trace(*constants)
-    _whose(attributes, session_id, user_id, tags)
-    for column, value in zip(_CONSTANTS, constants, strict=True):
-        if column != "phase" and value is not None:
+    attributes = _of_trace(row)
+    put_whose(attributes, row, row["tags"], **_WHOSE)
+    for column in _METADATA_OF_TRACE:
+        value = row.get(column)
+        if value is not None:
             attributes[names.OBSERVATION_METADATA + column] = as_text(value)
     return attributes
 
 
-def _of_trace(
-    run_id: Any, phase: Any, _step_number: Any, datapoint_id: Any, env_name: Any
-) -> Attributes:
-    """What the root's span says of the trace as well."""
-    agent = agent_name({"run_id": run_id, "phase": phase, "env_name": env_name})
-    attributes: Attributes = {names.TRACE_NAME: agent or _TRACE}
-    environment = str(phase or "")
-    if _ENVIRONMENT.fullmatch(environment):
-        attributes[names.ENVIRONMENT] = environment
-    if environment == "eval" and run_id:
-        # https://langfuse.com/integrations/native/opentelemetry/experiments
-        attributes[names.EXPERIMENT_ID] = str(run_id)
-        attributes[names.EXPERIMENT_NAME] = str(run_id)
-        put(attributes, names.EXPERIMENT_DATASET_ID, env_name)
-        put(attributes, names.EXPERIMENT_ITEM_ID, datapoint_id)
-    return attributes
-
-
-def _whose(
-    attributes: Attributes, session_id: object, user_id: object, tags: tuple[str, ...]
-) -> None:
-    """By these, observations are found there as traces are."""
-    put(attributes, names.SESSION_ID, session_id or None)
-    put(attributes, names.USER_ID, user_id or None)
-    if tags:
-        attributes[names.TRACE_TAGS] = list(tags)
+_common: Final = CommonOf(("session_id", "user_id", "phase", *_METADATA_OF_TRACE), _of_record)
 
 
 def _rollout(row: Row, attributes: Attributes) -> Span:
@@ -227,7 +218,7 @@ def _rollout(row: Row, attributes: Attributes) -> Span:
     }
     put(attributes, names.AGENT_NAME, agent_name(row) or None)
     metadata = as_mapping(row.get("metadata"))
-    _whose(attributes, metadata.get("session_id"), metadata.get("user_id"), tag_names(row))
+    put_whose(attributes, metadata, tag_names(row), **_WHOSE)
     for name in _TRACE_METADATA:
         _metadata(attributes, name, row.get(name), names.TRACE_METADATA)
     for name, value in metadata.items():

@@ -34,6 +34,7 @@ __all__ = [
     "model_of",
     "nanoseconds",
     "put",
+    "put_whose",
     "resource_attributes",
     "sizes",
     "tag_names",
@@ -86,26 +87,29 @@ NOTHING: Final = Common({})
 
 
 class CommonOf:
-    """Makes what rows have in common from the columns that are the same in all rows of a rollout,
-    and keeps it for the others."""
+    """Makes what rows of a rollout have in common once, and keeps it."""
 
-    def __init__(self, make: Callable[..., Attributes]) -> None:
+    def __init__(self, columns: Sequence[str], make: Callable[[Row], Attributes]) -> None:
+        """``make`` is given these columns of a row, and its tags, and nothing else."""
+        self._columns = columns
         self._make = make
         self._kept: dict[object, Common] = {}
 
-    def __call__(self, *columns: object) -> Common:
-        """``columns`` are as ``make`` takes them.
+    def __call__(self, row: Row) -> Common:
+        """What ``row`` has in common with the others.
 
         Raises:
-            TypeError: one is an object or an array.
+            TypeError: one of the columns is an object or an array.
         """
+        values = (tuple(tag_names(row)), *map(row.get, self._columns))
         # 1 and True are equal.
-        key = columns, *map(type, columns)
+        key = values, *map(type, values)
         common = self._kept.get(key)
         if common is None:
-            common = Common(self._make(*columns))
+            given = zip(("tags", *self._columns), (list(values[0]), *values[1:]), strict=True)
+            common = Common(self._make(dict(given)))
             # A hook may make anything of a row.
-            if len(str(columns)) <= _MOST_CHARACTERS:
+            if len(str(values)) <= _MOST_CHARACTERS:
                 if len(self._kept) >= _MOST_COMMON:
                     self._kept.clear()
                 self._kept[key] = common
@@ -225,10 +229,21 @@ def agent_name(row: Row) -> str:
     return str(own or other or "")
 
 
-def tag_names(row: Row) -> tuple[str, ...]:
+def tag_names(row: Row) -> list[str]:
     """The tags of a rollout, or of what is in it; none where a hook made something else of them."""
     tags = row.get("tags")
-    return tuple(map(str, cast("list[object]", tags))) if isinstance(tags, list) else ()
+    return list(map(str, cast("list[object]", tags))) if isinstance(tags, list) else []
+
+
+def put_whose(
+    attributes: Attributes, given: Row, tags: list[str], *, session: str, tagged: str
+) -> None:
+    """Set the session and the user that ``given`` has, and tags, by which spans are found.
+    ``session`` and ``tagged`` are the names of attributes."""
+    put(attributes, session, given.get("session_id") or None)
+    put(attributes, names.USER_ID, given.get("user_id") or None)
+    if tags:
+        attributes[tagged] = tags
 
 
 def model_of(row: Row) -> str:

@@ -6,6 +6,7 @@ This module imports aiohttp: import it late, in the thread that does the I/O.
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import ssl
 from collections.abc import Callable, Generator, Mapping
@@ -21,6 +22,9 @@ __all__ = ["as_no_answer", "open_session"]
 # Seconds an idle connection is kept: less than the shortest time after which a server, or a gateway
 # in front of it, is known to hang up, since a request that meets the hang-up is an ambiguous one.
 _KEEP_ALIVE = 2.0
+
+# What OpenSSL says when the other side does not take this side's certificate, or misses one.
+_REFUSED_IDENTITY = re.compile(r"_ALERT_(\w*CERTIFICATE|UNKNOWN_CA)")
 
 
 def open_session(
@@ -50,7 +54,11 @@ def open_session(
 
 @contextlib.contextmanager
 def as_no_answer(
-    who: str, variable: str, sent: Callable[[], bool], authorities: str = "SSL_CERT_FILE"
+    who: str,
+    variable: str,
+    sent: Callable[[], bool],
+    authorities: str = "SSL_CERT_FILE",
+    identity: str = "",
 ) -> Generator[None]:
     """Turn the HTTP library's failures of one request into :class:`NoAnswer`.
 
@@ -59,6 +67,7 @@ def as_no_answer(
         variable: the environment variable that holds the address.
         sent: whether any of the body may have left.
         authorities: the variable that names a file of authorities to trust.
+        identity: the one that names the certificate that is shown; empty where none can be.
     """
     try:
         yield
@@ -74,7 +83,11 @@ def as_no_answer(
     except TimeoutError:
         raise NoAnswer("no answer within the time limit", sent=sent()) from None
     except (aiohttp.ClientError, OSError) as error:
-        raise NoAnswer(clean(str(error)) or type(error).__name__, sent=sent()) from None
+        reason = clean(str(error)) or type(error).__name__
+        if identity and _REFUSED_IDENTITY.search(reason):
+            told = f"the {who} wants another certificate of this side; {identity} names it"
+            reason = f"{told} ({reason})"
+        raise NoAnswer(reason, sent=sent()) from None
 
 
 class _DaemonResolver(AbstractResolver):

@@ -47,13 +47,15 @@ _SHORTEST_SECRET = 8
 class Backend:
     """Who is asked, and which settings are at fault when it refuses.
 
-    ``authorities`` names whom to trust; ``plain_text`` says that a success may be told in it.
+    ``authorities`` names whom to trust, and ``identity`` the certificate that is shown;
+    ``plain_text`` says that a success may be told in it.
     """
 
     who: str
     address: str
     credentials: str
     authorities: str = "SSL_CERT_FILE"
+    identity: str = ""
     plain_text: bool = False
 
 
@@ -283,6 +285,7 @@ class SpanSink(ABC):
                 who=self._backend.who,
                 variable=self._backend.address,
                 authorities=self._backend.authorities,
+                identity=self._backend.identity,
                 headers=self._headers,
                 secrets=self._secrets,
                 connections=self._connections,

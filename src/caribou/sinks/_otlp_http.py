@@ -54,6 +54,7 @@ class Client:
         who: str,
         variable: str,
         authorities: str,
+        identity: str,
         headers: Mapping[str, str],
         secrets: Collection[str],
         connections: int,
@@ -62,11 +63,13 @@ class Client:
         compressed: bool,
         tls: ssl.SSLContext | None,
     ) -> None:
-        """``who`` is asked, for people; ``variable`` holds the address, and ``authorities`` whom to
-        trust. Answers may quote ``secrets``, which are not shown."""
+        """``who`` is asked, for people; ``variable`` holds the address, ``authorities`` whom to
+        trust, and ``identity`` the certificate to show. Answers may quote ``secrets``, which are
+        not shown."""
         self._who = who
         self._variable = variable
         self._authorities = authorities
+        self._identity = identity
         self._compressed = compressed
         self._secrets = [secret.encode() for secret in secrets]
         self._session: aiohttp.ClientSession = open_session(
@@ -107,7 +110,9 @@ class Client:
     async def _post(self, url: str, body: bytes, headers: dict[str, str]) -> Answer:
         # Otherwise the body, which is no plain value to the library, would go in HTTP chunks.
         headers["Content-Length"] = str(len(body))
-        with as_no_answer(self._who, self._variable, lambda: True, self._authorities):
+        with as_no_answer(
+            self._who, self._variable, lambda: True, self._authorities, self._identity
+        ):
             async with self._session.post(
                 url, data=_whole(body), headers=headers, allow_redirects=False
             ) as response:

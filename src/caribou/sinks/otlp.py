@@ -5,9 +5,7 @@ Spans have the names of the conventions for generative AI; ``caribou.otel.generi
 
 from __future__ import annotations
 
-import re
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,15 +13,12 @@ from caribou._certificates import tls_context
 from caribou._otlp_transport import Transport
 from caribou.otel.generic import to_span
 from caribou.sinks._otlp import Backend, SpanSink
-from caribou.sinks.base import Batch, Misconfigured, Retry
+from caribou.sinks.base import Misconfigured
 
 if TYPE_CHECKING:
     import ssl
 
 __all__ = ["OTLP"]
-
-# What OpenSSL says when the other side does not take this side's certificate, or misses one.
-_IDENTITY = re.compile(r"_ALERT_(\w*CERTIFICATE|UNKNOWN_CA)")
 
 
 class OTLP(SpanSink):
@@ -63,6 +58,7 @@ class OTLP(SpanSink):
             address='OTEL_EXPORTER_OTLP_ENDPOINT or otlp["endpoint"]',
             credentials='OTEL_EXPORTER_OTLP_HEADERS or otlp["headers"]',
             authorities=f"{names[0]}, else SSL_CERT_FILE,",
+            identity=names[1],
             plain_text=True,
         )
         super().__init__(
@@ -93,16 +89,6 @@ class OTLP(SpanSink):
         """Records and summaries. What the other tables hold is in them."""
         return frozenset({"spans", "traces"})
 
-    async def send(self, batch: Batch) -> None:
-        """As in :class:`SpanSink`."""
-        with self._naming_identity():
-            await super().send(batch)
-
-    async def check(self) -> None:
-        """As in :class:`SpanSink`."""
-        with self._naming_identity():
-            await super().check()
-
     def _trust(self) -> ssl.SSLContext:
         try:
             return tls_context(*self._certificates)
@@ -112,16 +98,4 @@ class OTLP(SpanSink):
             names = " or ".join(name for name, file in given if file)
             raise Misconfigured(
                 f"a file that {names} names cannot be used any more ({error})"
-            ) from None
-
-    @contextmanager
-    def _naming_identity(self) -> Generator[None]:
-        try:
-            yield
-        except Retry as error:
-            if not _IDENTITY.search(error.reason):
-                raise
-            raise Retry(
-                "the OTLP receiver wants another certificate of this side; "
-                f"{self._names[1]} names it ({error.reason})"
             ) from None
