@@ -190,12 +190,11 @@ class OwnSource(Source):
         """As in :class:`Source`."""
         assert isinstance(segment, Segment)
         self._finish(segment)
-        if not self._done(segment):
-            if segment.sealed and any(_has_all(c, segment) for c in self._takers(segment.table)):
-                # Whoever is behind maps it again: a backlog is not to take memory.
-                segment.rest()
-        elif segment.table not in self._kept:
+        if segment.table not in self._kept and self._done(segment):
             self._journal.release(segment)
+        elif segment.sealed and any(_has_all(c, segment) for c in self._takers(segment.table)):
+            # Whoever is behind maps it again: neither a backlog nor a store is to take memory.
+            segment.rest()
 
     @property
     def delivered(self) -> bool:
