@@ -12,10 +12,7 @@ import pytest
 from support.faultproxy import (
     BlackHole,
     CutBody,
-    Fault,
     FaultProxy,
-    Link,
-    Request,
     SlowDrip,
 )
 from support.rows import make_batch, span_lines
@@ -47,52 +44,6 @@ async def test_stores_rows_and_makes_the_schema_on_first_insert(
         await sink.send(batch)
         assert await sink.confirm(batch)
     assert await contents(door, database) == [f"content {number}" for number in range(100)]
-
-
-async def test_a_schema_whose_making_was_cut_short_is_finished(
-    door: DoorServer, database: str
-) -> None:
-    """A process was killed between the tables and the views: inserts do well, and people would
-    find no views."""
-    async with open_sink(door.url, database) as sink:
-        await sink.send(make_batch(span_lines(1)))
-    await off_loop(door.sql, f"DROP VIEW {database}.spans")
-    await off_loop(door.sql, f"TRUNCATE TABLE {database}.schema_migrations")
-    await off_loop(
-        door.sql, f"INSERT INTO {database}.schema_migrations (version, name) VALUES (1, 'x')"
-    )
-    async with open_sink(door.url, database) as sink:
-        await sink.send(make_batch(span_lines(1)))
-    assert await contents(door, database) == ["content 0", "content 0"]
-
-
-class CutAtView(Fault):
-    """Hang up at the first view that is made, and pass everything else on."""
-
-    def __init__(self) -> None:
-        self.met = False
-
-    async def meet(self, request: Request, link: Link) -> None:
-        if b" VIEW " in request.body and not self.met:
-            self.met = True
-            return
-        answer = await link.forward(request.head + request.body)
-        # What meets a request hangs up after it, in any case.
-        link.writer.write(answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
-        await link.writer.drain()
-
-
-async def test_a_schema_whose_making_was_cut_short_is_finished_by_the_same_process(
-    proxy: FaultProxy, door: DoorServer, database: str
-) -> None:
-    fault = CutAtView()
-    batch = make_batch(span_lines(1))
-    async with open_sink(proxy.url, database) as sink:
-        await off_loop(proxy.fault, fault, every=True)
-        assert isinstance(await failure(sink.send(batch)), Retry)
-        assert fault.met
-        await sink.send(batch)
-    assert await contents(door, database) == ["content 0"]
 
 
 async def test_every_table_takes_its_lines(door: DoorServer, database: str) -> None:

@@ -18,17 +18,21 @@ class NoAnswer(Exception):
     """No whole answer came.
 
     ``sent`` says whether any of the body may have left; ``permanent`` that trying again is of
-    little use until somebody changes something.
+    little use until somebody changes something; ``cure`` what they might change.
     """
 
-    def __init__(self, reason: str, *, sent: bool, permanent: bool = False) -> None:
+    def __init__(self, reason: str, *, sent: bool, permanent: bool = False, cure: str = "") -> None:
         super().__init__(reason)
         self.sent = sent
         self.permanent = permanent
+        self.cure = cure
 
     @property
     def reason(self) -> str:
         """Why, in words that are fit for a person."""
+        return f"{self.cure} ({self._why()})" if self.cure else self._why()
+
+    def _why(self) -> str:
         text = str(self)
         found = _NO_CONNECTION.match(text)
         if found is None:

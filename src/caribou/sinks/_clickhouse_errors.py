@@ -22,8 +22,10 @@ from caribou.sinks.base import (
 __all__ = [
     "BAD_SQL",
     "MISSING_SCHEMA",
+    "NO_RIGHT",
     "NoAnswer",
     "ServerError",
+    "as_question",
     "clean",
     "missing_right",
     "read_error",
@@ -33,6 +35,9 @@ __all__ = [
 
 MISSING_SCHEMA = frozenset({16, 60, 81})
 """No such column, table or database: the schema is not there yet, or is older than ours."""
+
+NO_RIGHT = frozenset({164, 497})
+"""The user may not do this: the profile only lets it read, or a grant is missing."""
 
 BAD_SQL = frozenset({20, 36, 46, 47, 62})
 """The statement is wrong: the user's own, or ours where the schema is another than it expects."""
@@ -49,7 +54,7 @@ _HINTS = {
         "the server refused the credentials; check CLICKHOUSE_USER and CLICKHOUSE_PASSWORD",
     ),
     **dict.fromkeys((195, 291), "the server does not let this user in from here"),
-    **dict.fromkeys((164, 497), "the user lacks a right on the server"),
+    **dict.fromkeys(NO_RIGHT, "the user lacks a right on the server"),
     **dict.fromkeys(
         (16, 20, 36, 46, 47, 60, 62, 81),
         "the tables are missing or do not fit this version; run `caribou migrate`",
@@ -132,6 +137,13 @@ def sink_error(error: ServerError | NoAnswer) -> SinkError:
     if hint is None:
         return Retry(message, code=code, retry_after=error.retry_after)
     return Misconfigured(f"{hint}{missing_right(message)}: {message}", code=code)
+
+
+def as_question(failure: SinkError) -> SinkError:
+    """Failures of a question leave two classes: ask again, or have somebody change something."""
+    if isinstance(failure, Misconfigured | Retry):
+        return failure
+    return Retry(failure.reason, code=failure.code, retry_after=failure.retry_after)
 
 
 def missing_right(message: str) -> str:

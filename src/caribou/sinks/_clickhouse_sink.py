@@ -7,25 +7,25 @@ twice has the same keys and is read once.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
-from caribou.schema import TABLES, migrate, quote, quote_text, scripts
+from caribou.schema import TABLES, quote, quote_text
 from caribou.sinks._clickhouse_client import Client
 from caribou.sinks._clickhouse_endpoint import Endpoint
 from caribou.sinks._clickhouse_errors import (
     MISSING_SCHEMA,
     NoAnswer,
     ServerError,
-    missing_right,
+    as_question,
     sink_error,
 )
-from caribou.sinks.base import Batch, Misconfigured, Retry, SinkError
+from caribou.sinks._clickhouse_schema import Schema
+from caribou.sinks.base import Batch, Misconfigured, Retry
 
-__all__ = ["CONNECTIONS", "INSERT_SETTINGS", "ClickHouseSink", "as_question"]
+__all__ = ["CONNECTIONS", "INSERT_SETTINGS", "ClickHouseSink"]
 
 # Servers before 20.1 know neither input() nor zstd bodies, nor most of the settings.
 _OLDEST_WITH_INPUT = (20, 1)
@@ -61,9 +61,7 @@ class ClickHouseSink(ABC, Generic[AnyClient]):
         self._endpoint = endpoint
         self._client: AnyClient | None = None
         self._legacy: bool | None = None
-        self._schema_lock = asyncio.Lock()
-        self._schemas_made = 0
-        self._schema_checked = False
+        self._schema = Schema(endpoint.database, self._execute)
 
     @abstractmethod
     def load(self) -> None:
@@ -108,21 +106,20 @@ class ClickHouseSink(ABC, Generic[AnyClient]):
             SinkError: one of its subclasses, for every failure.
         """
         legacy = await self._is_legacy()
-        if not legacy and not self._schema_checked:
-            await self._finish_schema()
-        schemas_made = self._schemas_made
+        unfinished = None if legacy else await self._schema.finish()
+        made = self._schema.made
         try:
-            await self._insert(batch, _query_id(batch), legacy=legacy)
-        except ServerError as error:
-            if legacy or error.code not in MISSING_SCHEMA:
-                raise sink_error(error) from None
-            await self._make_schema(schemas_made)
             try:
+                await self._insert(batch, _query_id(batch), legacy=legacy)
+            except ServerError as error:
+                if legacy or error.code not in MISSING_SCHEMA:
+                    raise
+                await self._schema.make(made)
                 await self._insert(batch, _query_id(batch), legacy=False)
-            except (ServerError, NoAnswer) as second:
-                raise sink_error(second) from None
-        except NoAnswer as error:
+        except (ServerError, NoAnswer) as error:
             raise sink_error(error) from None
+        if unfinished is not None:
+            self._schema.put_off(unfinished)
 
     async def confirm(self, batch: Batch) -> bool:
         """Read back whether every row of the batch is stored and no insert of it still runs.
@@ -153,59 +150,13 @@ class ClickHouseSink(ABC, Generic[AnyClient]):
     async def aclose(self) -> None:
         """Close the connections; the next ``send`` opens new ones."""
         client, self._client = self._client, None
-        self._schema_lock = asyncio.Lock()  # the next loop may be another one
+        self._schema.leave_loop()
         if client is not None:
             await client.aclose()
 
     async def _marks_rows(self, table: str) -> bool:
         """Whether rows of ``table`` carry the id of their batch."""
         return not await self._is_legacy()
-
-    async def _finish_schema(self) -> None:
-        """Make what is missing of a schema whose making was cut short, or is of an older version.
-
-        Inserts do well with the tables alone, and would never notice that the views are missing.
-        """
-        database = quote(self._endpoint.database)
-        sql = f"SELECT max(version) FROM {database}.schema_migrations FORMAT TSV"
-        try:
-            if int(await self._ask(sql)) < max(number for number, _, _ in scripts()):
-                await self._make_schema(self._schemas_made)
-        except Misconfigured:
-            # There is nothing yet, which the insert finds out; or this user may not look or make
-            # anything, and the insert is what counts.
-            pass
-        self._schema_checked = True
-
-    async def _make_schema(self, schemas_made: int) -> None:
-        """Create or update the tables, unless another insert did so since ``schemas_made``."""
-        async with self._schema_lock:
-            if self._schemas_made > schemas_made:
-                return
-            database = self._endpoint.database
-
-            async def execute(sql: str) -> bytes:
-                return await self._open().request(sql, settings={"wait_end_of_query": "1"})
-
-            # Whatever cuts this short, the next insert looks again.
-            self._schema_checked = False
-            try:
-                await migrate(execute, database=database)
-            except ServerError as error:
-                failure = sink_error(error)
-                if not isinstance(failure, Misconfigured):
-                    raise Retry(failure.reason, code=failure.code) from None
-                right = missing_right(error.message) or f" (CREATE TABLE ON {database}.*)"
-                raise Misconfigured(
-                    f"the tables are missing in database {database} and this user may not make "
-                    f"them: grant it the right{right}, or have someone who has it run "
-                    f"`caribou migrate`: {error.message}",
-                    code=error.code,
-                ) from None
-            except NoAnswer as error:
-                raise as_question(sink_error(error)) from None
-            self._schemas_made += 1
-            self._schema_checked = True
 
     async def _is_legacy(self) -> bool:
         if self._legacy is None:
@@ -230,9 +181,12 @@ class ClickHouseSink(ABC, Generic[AnyClient]):
     async def _ask(self, sql: str) -> bytes:
         """Run a statement that stores nothing, so that its failure is never ambiguous."""
         try:
-            return await self._open().request(sql, settings={"wait_end_of_query": "1"})
+            return await self._execute(sql)
         except (ServerError, NoAnswer) as error:
             raise as_question(sink_error(error)) from None
+
+    async def _execute(self, sql: str) -> bytes:
+        return await self._open().request(sql, settings={"wait_end_of_query": "1"})
 
     def _open(self) -> AnyClient:
         if self._client is None:
@@ -248,10 +202,3 @@ def _query_id(batch: Batch) -> str:
 
 def _query_id_prefix(batch: Batch) -> str:
     return f"caribou-{batch.batch_id}-{batch.table}-"
-
-
-def as_question(failure: SinkError) -> SinkError:
-    """Failures of a question leave two classes: ask again, or have somebody change something."""
-    if isinstance(failure, Misconfigured | Retry):
-        return failure
-    return Retry(failure.reason, code=failure.code, retry_after=failure.retry_after)

@@ -84,10 +84,9 @@ def as_no_answer(
         raise NoAnswer("no answer within the time limit", sent=sent()) from None
     except (aiohttp.ClientError, OSError) as error:
         reason = clean(str(error)) or type(error).__name__
-        if identity and _REFUSED_IDENTITY.search(reason):
-            told = f"the {who} wants another certificate of this side; {identity} names it"
-            reason = f"{told} ({reason})"
-        raise NoAnswer(reason, sent=sent()) from None
+        refused = identity and _REFUSED_IDENTITY.search(reason)
+        cure = f"the {who} wants another certificate of this side; {identity} names it"
+        raise NoAnswer(reason, sent=sent(), cure=cure if refused else "") from None
 
 
 class _DaemonResolver(AbstractResolver):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from caribou._pace import Pace
 from caribou.schema import TABLES, quote
 from caribou.sinks._clickhouse_endpoint import NATIVE, Endpoint
-from caribou.sinks._clickhouse_errors import NoAnswer, ServerError, sink_error
+from caribou.sinks._clickhouse_errors import NoAnswer, ServerError, as_question, sink_error
 from caribou.sinks._clickhouse_native_blocks import Block, Layout, Unreadable, UnsupportedType
-from caribou.sinks._clickhouse_sink import CONNECTIONS, INSERT_SETTINGS, ClickHouseSink, as_question
+from caribou.sinks._clickhouse_sink import CONNECTIONS, INSERT_SETTINGS, ClickHouseSink
 from caribou.sinks.base import Batch, Misconfigured, Poison
 
 if TYPE_CHECKING:

@@ -1,0 +1,223 @@
+"""The schema that a ClickHouse sink makes: whatever cuts the making short, it is finished, and what
+only people read is no reason to hold rows up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import pytest
+from support.faultproxy import Answer, Fault, FaultProxy, Link, Request
+from support.rows import make_batch, span_lines
+from support.servers import DoorServer
+from support.sinks import contents, failure, off_loop, open_sink
+
+from caribou.schema.tables import ALL_TABLES
+from caribou.sinks.base import Misconfigured, Retry, SinkError
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.filterwarnings("error")]
+
+BATCH = make_batch(span_lines(1))
+VERSION = b"max(version)"
+
+
+class Cut(Fault):
+    """Hang up instead of answering."""
+
+    async def meet(self, request: Request, link: Link) -> None:
+        pass
+
+
+class Chosen(Fault):
+    """Meets each request with the fault that ``choose`` has for it, and passes the others on."""
+
+    def __init__(self, choose: Callable[[Request], Awaitable[Fault | None]]) -> None:
+        self._choose = choose
+
+    async def meet(self, request: Request, link: Link) -> None:
+        fault = await self._choose(request)
+        if fault is not None:
+            await fault.meet(request, link)
+            return
+        answer = await link.forward(request.head + request.body)
+        # What meets a request hangs up after it, in any case.
+        link.writer.write(answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+        await link.writer.drain()
+
+
+def makes_view(request: Request) -> bool:
+    return b" VIEW " in request.body
+
+
+class CutAtView:
+    """Cuts the first view that is made."""
+
+    def __init__(self) -> None:
+        self.met = asyncio.Event()
+
+    async def __call__(self, request: Request) -> Fault | None:
+        if not makes_view(request) or self.met.is_set():
+            return None
+        self.met.set()
+        return Cut()
+
+
+def refusal(code: int, message: str) -> Answer:
+    """What the server says of a statement that failed."""
+    headers = {"X-ClickHouse-Exception-Code": str(code), "Connection": "close"}
+    return Answer(500, headers, f"Code: {code}. DB::Exception: {message}".encode())
+
+
+async def missing(door: DoorServer, database: str) -> set[str]:
+    """Tables and views that are not there."""
+    sql = f"SELECT name FROM system.tables WHERE database = '{database}'"
+    return set(ALL_TABLES) - {row["name"] for row in await off_loop(door.rows, sql)}
+
+
+async def test_a_schema_that_another_process_left_unfinished_is_finished(
+    door: DoorServer, database: str
+) -> None:
+    """A process was killed between the tables and the views: inserts do well, and people would
+    find no views."""
+    async with open_sink(door.url, database) as sink:
+        await sink.send(BATCH)
+    await off_loop(door.sql, f"DROP VIEW {database}.spans")
+    await off_loop(door.sql, f"TRUNCATE TABLE {database}.schema_migrations")
+    await off_loop(
+        door.sql, f"INSERT INTO {database}.schema_migrations (version, name) VALUES (1, 'x')"
+    )
+    async with open_sink(door.url, database) as sink:
+        await sink.send(BATCH)
+    assert await contents(door, database) == ["content 0"]
+
+
+async def test_a_making_that_was_cut_short_is_finished_by_the_same_process(
+    proxy: FaultProxy, door: DoorServer, database: str
+) -> None:
+    cut = CutAtView()
+    async with open_sink(proxy.url, database) as sink:
+        await off_loop(proxy.fault, Chosen(cut), every=True)
+        assert isinstance(await failure(sink.send(BATCH)), Retry)
+        assert cut.met.is_set()
+        assert await missing(door, database)
+        await sink.send(BATCH)
+    assert not await missing(door, database)
+    assert await contents(door, database) == ["content 0"]
+
+
+async def test_so_is_one_after_somebody_dropped_the_tables(
+    proxy: FaultProxy, door: DoorServer, database: str
+) -> None:
+    """All versions count as applied then."""
+    async with open_sink(door.url, database) as sink:
+        await sink.send(BATCH)
+    sql = f"SELECT name, engine FROM system.tables WHERE database = '{database}'"
+    for row in await off_loop(door.rows, sql):
+        if row["name"] != "schema_migrations":
+            kind = "VIEW" if row["engine"] == "View" else "TABLE"
+            await off_loop(door.sql, f"DROP {kind} {database}.{row['name']}")
+    async with open_sink(proxy.url, database) as sink:
+        await off_loop(proxy.fault, Chosen(CutAtView()), every=True)
+        assert isinstance(await failure(sink.send(BATCH)), Retry)
+        assert await missing(door, database)
+        await sink.send(BATCH)
+    assert not await missing(door, database)
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_so_is_one_after_which_a_gateway_refused(
+    proxy: FaultProxy, door: DoorServer, database: str, status: int
+) -> None:
+    async with open_sink(proxy.url, database) as sink:
+        await off_loop(proxy.fault, Chosen(CutAtView()), every=True)
+        assert isinstance(await failure(sink.send(BATCH)), Retry)
+
+        async def refuse(request: Request) -> Fault | None:
+            return Answer(status, {"Connection": "close"})
+
+        await off_loop(proxy.fault, Chosen(refuse), every=True)
+        assert isinstance(await failure(sink.send(BATCH)), Misconfigured)
+        await off_loop(proxy.clear)
+        await sink.send(BATCH)
+    assert not await missing(door, database)
+
+
+async def test_so_is_one_that_was_cut_while_another_insert_asked(
+    proxy: FaultProxy, door: DoorServer, database: str
+) -> None:
+    """Its question was put when there was nothing, and is answered when the tables are there."""
+    cut, asked = CutAtView(), asyncio.Event()
+    asks = 0
+
+    async def choose(request: Request) -> Fault | None:
+        nonlocal asks
+        if VERSION in request.body:
+            asks += 1
+            if asks == 1:
+                await asked.wait()
+            elif asks == 2:
+                asked.set()
+                await cut.met.wait()
+                return refusal(60, "No such table")
+        return await cut(request)
+
+    async with open_sink(proxy.url, database) as sink:
+        assert not await sink.confirm(BATCH)  # Asks for the server's version.
+        await off_loop(proxy.fault, Chosen(choose), every=True)
+        sent = await asyncio.gather(sink.send(BATCH), sink.send(BATCH), return_exceptions=True)
+        assert any(isinstance(error, SinkError) for error in sent)
+        assert asks == 2
+        await sink.send(BATCH)
+    assert not await missing(door, database)
+
+
+async def test_views_that_cannot_be_made_hold_no_rows_up(
+    proxy: FaultProxy, door: DoorServer, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts = 0
+
+    async def refuse(request: Request) -> Fault | None:
+        nonlocal attempts
+        if not makes_view(request):
+            return None
+        attempts += 1
+        return refusal(344, "No views here")
+
+    async with open_sink(proxy.url, database) as sink:
+        await off_loop(proxy.fault, Chosen(refuse), every=True)
+        assert isinstance(await failure(sink.send(BATCH)), Retry)
+        with caplog.at_level(logging.WARNING, "caribou"):
+            for _ in range(5):
+                await sink.send(BATCH)
+        [told] = [record.getMessage() for record in caplog.records]
+        assert "could be made" in told
+        assert "No views here" in told
+        assert attempts < 6
+        await off_loop(proxy.clear)
+        # A few seconds at most: the pause is longer from attempt to attempt.
+        while await missing(door, database):
+            await sink.send(BATCH)
+
+
+async def test_who_may_make_no_views_is_not_asked_again(
+    proxy: FaultProxy, door: DoorServer, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts = 0
+
+    async def refuse(request: Request) -> Fault | None:
+        nonlocal attempts
+        if not makes_view(request):
+            return None
+        attempts += 1
+        return refusal(497, "Not enough privileges")
+
+    async with open_sink(proxy.url, database) as sink:
+        await off_loop(proxy.fault, Chosen(refuse), every=True)
+        refused = await failure(sink.send(BATCH))
+        assert isinstance(refused, Misconfigured)
+        assert "caribou migrate" in refused.reason
+        await sink.send(BATCH)
+        await sink.send(BATCH)
+    assert attempts == 1
+    assert not caplog.records
