@@ -69,6 +69,20 @@ def refusal(code: int, message: str) -> Answer:
     return Answer(500, headers, f"Code: {code}. DB::Exception: {message}".encode())
 
 
+class RefuseViews:
+    """Lets everything be made but views."""
+
+    def __init__(self, code: int, message: str) -> None:
+        self.attempts = 0
+        self._answer = refusal(code, message)
+
+    async def __call__(self, request: Request) -> Fault | None:
+        if not makes_view(request):
+            return None
+        self.attempts += 1
+        return self._answer
+
+
 async def missing(door: DoorServer, database: str) -> set[str]:
     """Tables and views that are not there."""
     sql = f"SELECT name FROM system.tables WHERE database = '{database}'"
@@ -175,17 +189,9 @@ async def test_so_is_one_that_was_cut_while_another_insert_asked(
 async def test_views_that_cannot_be_made_hold_no_rows_up(
     proxy: FaultProxy, door: DoorServer, database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    attempts = 0
-
-    async def refuse(request: Request) -> Fault | None:
-        nonlocal attempts
-        if not makes_view(request):
-            return None
-        attempts += 1
-        return refusal(344, "No views here")
-
+    refusing = RefuseViews(344, "No views here")
     async with open_sink(proxy.url, database) as sink:
-        await off_loop(proxy.fault, Chosen(refuse), every=True)
+        await off_loop(proxy.fault, Chosen(refusing), every=True)
         assert isinstance(await failure(sink.send(BATCH)), Retry)
         with caplog.at_level(logging.WARNING, "caribou"):
             for _ in range(5):
@@ -193,7 +199,7 @@ async def test_views_that_cannot_be_made_hold_no_rows_up(
         [told] = [record.getMessage() for record in caplog.records]
         assert "could be made" in told
         assert "No views here" in told
-        assert attempts < 6
+        assert refusing.attempts < 6
         await off_loop(proxy.clear)
         # A few seconds at most: the pause is longer from attempt to attempt.
         while await missing(door, database):
@@ -203,21 +209,13 @@ async def test_views_that_cannot_be_made_hold_no_rows_up(
 async def test_who_may_make_no_views_is_not_asked_again(
     proxy: FaultProxy, door: DoorServer, database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    attempts = 0
-
-    async def refuse(request: Request) -> Fault | None:
-        nonlocal attempts
-        if not makes_view(request):
-            return None
-        attempts += 1
-        return refusal(497, "Not enough privileges")
-
+    refusing = RefuseViews(497, "Not enough privileges")
     async with open_sink(proxy.url, database) as sink:
-        await off_loop(proxy.fault, Chosen(refuse), every=True)
+        await off_loop(proxy.fault, Chosen(refusing), every=True)
         refused = await failure(sink.send(BATCH))
         assert isinstance(refused, Misconfigured)
         assert "caribou migrate" in refused.reason
         await sink.send(BATCH)
         await sink.send(BATCH)
-    assert attempts == 1
+    assert refusing.attempts == 1
     assert not caplog.records
