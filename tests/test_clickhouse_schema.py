@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -20,6 +21,7 @@ pytestmark = [pytest.mark.asyncio, pytest.mark.filterwarnings("error")]
 
 BATCH = make_batch(span_lines(1))
 VERSION = b"max(version)"
+VIEW = b" VIEW "
 
 
 class Cut(Fault):
@@ -46,10 +48,6 @@ class Chosen(Fault):
         await link.writer.drain()
 
 
-def makes_view(request: Request) -> bool:
-    return b" VIEW " in request.body
-
-
 class CutAtView:
     """Cuts the first view that is made."""
 
@@ -57,7 +55,7 @@ class CutAtView:
         self.met = asyncio.Event()
 
     async def __call__(self, request: Request) -> Fault | None:
-        if not makes_view(request) or self.met.is_set():
+        if VIEW not in request.body or self.met.is_set():
             return None
         self.met.set()
         return Cut()
@@ -69,15 +67,16 @@ def refusal(code: int, message: str) -> Answer:
     return Answer(500, headers, f"Code: {code}. DB::Exception: {message}".encode())
 
 
-class RefuseViews:
-    """Lets everything be made but views."""
+class Refuse:
+    """Refuses the statements that have ``part`` in them."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, part: bytes, code: int, message: str) -> None:
         self.attempts = 0
+        self._part = part
         self._answer = refusal(code, message)
 
     async def __call__(self, request: Request) -> Fault | None:
-        if not makes_view(request):
+        if self._part not in request.body:
             return None
         self.attempts += 1
         return self._answer
@@ -189,7 +188,7 @@ async def test_so_is_one_that_was_cut_while_another_insert_asked(
 async def test_views_that_cannot_be_made_hold_no_rows_up(
     proxy: FaultProxy, door: DoorServer, database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    refusing = RefuseViews(344, "No views here")
+    refusing = Refuse(VIEW, 344, "No views here")
     async with open_sink(proxy.url, database) as sink:
         await off_loop(proxy.fault, Chosen(refusing), every=True)
         assert isinstance(await failure(sink.send(BATCH)), Retry)
@@ -206,16 +205,63 @@ async def test_views_that_cannot_be_made_hold_no_rows_up(
             await sink.send(BATCH)
 
 
+@pytest.mark.parametrize("code", [392, 497])
 async def test_who_may_make_no_views_is_not_asked_again(
-    proxy: FaultProxy, door: DoorServer, database: str, caplog: pytest.LogCaptureFixture
+    proxy: FaultProxy, door: DoorServer, database: str, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
-    refusing = RefuseViews(497, "Not enough privileges")
+    refusing = Refuse(VIEW, code, "Not enough privileges")
     async with open_sink(proxy.url, database) as sink:
         await off_loop(proxy.fault, Chosen(refusing), every=True)
         refused = await failure(sink.send(BATCH))
         assert isinstance(refused, Misconfigured)
         assert "caribou migrate" in refused.reason
-        await sink.send(BATCH)
-        await sink.send(BATCH)
+        for _ in range(2):
+            await sink.send(BATCH)
     assert refusing.attempts == 1
     assert not caplog.records
+
+
+async def test_tables_that_cannot_be_made_are_tried_once_an_insert(
+    proxy: FaultProxy, door: DoorServer, database: str
+) -> None:
+    refusing = Refuse(b"system.databases", 344, "No tables here")
+    async with open_sink(proxy.url, database) as sink:
+        await off_loop(proxy.fault, Chosen(refusing), every=True)
+        for _ in range(3):
+            assert "No tables here" in (await failure(sink.send(BATCH))).reason
+    assert refusing.attempts == 3
+
+
+async def test_a_version_that_is_not_told_holds_no_rows_up(
+    proxy: FaultProxy, door: DoorServer, database: str
+) -> None:
+    refusing = Refuse(VERSION, 201, "Quota exceeded")
+    async with open_sink(proxy.url, database) as sink:
+        await off_loop(proxy.fault, Chosen(refusing), every=True)
+        await sink.send(BATCH)
+    assert refusing.attempts == 1
+    assert await contents(door, database) == ["content 0"]
+
+
+async def test_a_making_that_hangs_holds_one_insert_up(
+    proxy: FaultProxy, door: DoorServer, database: str
+) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    async def hang(request: Request) -> Fault | None:
+        if VIEW in request.body:
+            begun.set()
+            await asyncio.to_thread(ended.wait, 10)
+        return None
+
+    async with open_sink(proxy.url, database) as sink:
+        await off_loop(proxy.fault, Chosen(CutAtView()), every=True)
+        assert isinstance(await failure(sink.send(BATCH)), Retry)
+        await off_loop(proxy.fault, Chosen(hang), every=True)
+        async with asyncio.TaskGroup() as tasks:
+            held = tasks.create_task(sink.send(BATCH))
+            assert await off_loop(begun.wait, 20)
+            await sink.send(BATCH)
+            assert not held.done()
+            ended.set()
+    assert not await missing(door, database)

@@ -36,8 +36,9 @@ __all__ = [
 MISSING_SCHEMA = frozenset({16, 60, 81})
 """No such column, table or database: the schema is not there yet, or is older than ours."""
 
-NO_RIGHT = frozenset({164, 497})
-"""The user may not do this: the profile only lets it read, or a grant is missing."""
+NO_RIGHT = frozenset({164, 392, 497})
+"""The user may not do this: by its profile, which only lets it read or forbids DDL, or for want of
+a grant."""
 
 BAD_SQL = frozenset({20, 36, 46, 47, 62})
 """The statement is wrong: the user's own, or ours where the schema is another than it expects."""

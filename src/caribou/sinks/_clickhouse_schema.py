@@ -17,7 +17,7 @@ from caribou.sinks._clickhouse_errors import (
     missing_right,
     sink_error,
 )
-from caribou.sinks.base import Misconfigured, Retry, SinkError
+from caribou.sinks.base import Misconfigured, SinkError
 
 __all__ = ["Schema"]
 
@@ -46,27 +46,27 @@ class Schema:
         """Make what is missing of a schema whose making was cut short, or is of an older version.
 
         Inserts do well with the tables alone, and would never notice that the views are missing.
-        Hence a failure to make them is returned and not raised, as it need not be the insert's.
-
-        Raises:
-            SinkError: it could not be asked which version is there.
+        Hence a failure is returned and not raised, as it need not be the insert's.
         """
         if self._looked and not self._unfinished:
             return None
-        if time.monotonic() < self._again:
+        # An insert that does well without it waits for no making of another one.
+        if self._lock.locked() or time.monotonic() < self._again:
             return None
         made = self.made
         if not self._unfinished and not await self._is_older():
             return None
         try:
             await self.make(made)
-        except (Misconfigured, Retry) as failure:
+        except SinkError as failure:
             return failure if self._unfinished else None
         return None
 
     def put_off(self, failure: SinkError) -> None:
-        """An insert went well after ``failure`` of :meth:`finish`: let it not be asked for with
-        each."""
+        """An insert went well after ``failure`` of :meth:`finish`: not each is to try it."""
+        now = time.monotonic()
+        if not self._unfinished or now < self._again:
+            return
         if not self._failures:
             _logger.warning(
                 "Not all tables and views of the database %s could be made (%s). Rows are stored "
@@ -74,7 +74,7 @@ class Schema:
                 self._database,
                 failure.reason,
             )
-        self._again = time.monotonic() + min(2.0**self._failures, _LONGEST_PAUSE)
+        self._again = now + min(2.0**self._failures, _LONGEST_PAUSE)
         self._failures = min(self._failures + 1, 10)
 
     async def make(self, made: int) -> None:
@@ -106,6 +106,7 @@ class Schema:
             except NoAnswer as error:
                 raise as_question(sink_error(error)) from None
             self.made += 1
+            self._looked = True
             self._unfinished = False
             self._failures = 0
 
@@ -118,12 +119,9 @@ class Schema:
         try:
             version = int(await self._execute(sql))
         except (ServerError, NoAnswer) as error:
-            failure = as_question(sink_error(error))
-            if not isinstance(failure, Misconfigured):
-                raise failure from None
             # There is nothing yet, which the insert finds out; or this user may not look, and the
-            # insert is what counts. Anything else the insert meets as well.
-            self._looked = self._looked or failure.code in MISSING_SCHEMA | NO_RIGHT
+            # insert is what counts. Otherwise the next insert asks again.
+            self._looked = self._looked or sink_error(error).code in MISSING_SCHEMA | NO_RIGHT
             return False
         self._looked = True
         return version < max(number for number, _, _ in scripts())

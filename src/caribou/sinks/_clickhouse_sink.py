@@ -114,6 +114,8 @@ class ClickHouseSink(ABC, Generic[AnyClient]):
             except ServerError as error:
                 if legacy or error.code not in MISSING_SCHEMA:
                     raise
+                if unfinished is not None:
+                    raise unfinished from None
                 await self._schema.make(made)
                 await self._insert(batch, _query_id(batch), legacy=False)
         except (ServerError, NoAnswer) as error:
