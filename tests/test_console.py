@@ -402,6 +402,23 @@ JSON = st.recursive(
 COLUMNS = ("content", "kind", "status", "data", "start_time", "span_id", "trace_id", "tool_calls")
 
 
+@pytest.mark.parametrize(
+    ("calls", "shown"),
+    [
+        ({"function": {"name": "ls", "arguments": "/"}}, "→ ls /"),
+        ({"id": 1}, '→ {"id":1}'),
+        (5, "→ 5"),
+        ("ls", "→ ls"),
+        ([{"function": {"name": "ls"}}], "→ ls"),
+        ([], "x"),
+    ],
+)
+def test_calls_of_tools_of_any_form_are_shown(calls: object, shown: str) -> None:
+    row = {"span_id": "a" * 16, "kind": "message", "role": "assistant", "content": "x"}
+    line = Lines().line(json.dumps(row | {"tool_calls": calls}).encode(), width=200, colour=False)
+    assert line.rstrip().endswith(shown)
+
+
 @patient
 @given(st.dictionaries(st.sampled_from(COLUMNS), JSON))
 def test_a_row_of_any_form_makes_at_most_one_line(row: dict[str, Any]) -> None:

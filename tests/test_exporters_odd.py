@@ -66,6 +66,11 @@ class Unspeakable(Exception):
         raise RuntimeError("no text")
 
 
+class Ugly(BaseException):
+    def __str__(self) -> str:
+        raise self
+
+
 ODDITIES: dict[str, tuple[Callable[[], Any], str]] = {
     "failure": (lambda: SpanExportResult.FAILURE, "returned FAILURE"),
     "none": (lambda: None, "returned a NoneType"),
@@ -73,6 +78,7 @@ ODDITIES: dict[str, tuple[Callable[[], Any], str]] = {
     "equal": (Equal, "returned a Equal"),
     "exception": (raising(RuntimeError("no \x1b[31m disk")), r"RuntimeError: no \x1b[31m disk"),
     "unspeakable": (raising(Unspeakable()), "raised Unspeakable"),
+    "ugly": (raising(Ugly()), "raised Ugly"),
     "exit": (raising(SystemExit(3)), "raised SystemExit: 3"),
     "interrupt": (raising(KeyboardInterrupt()), "raised KeyboardInterrupt"),
     "timeout": (raising(TimeoutError()), "raised TimeoutError"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -179,6 +181,33 @@ async def test_wrong_keys_are_named_in_the_same_words_for_spans_and_scores(
         assert "LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY" in error.reason
         assert "wr0ng" not in error.reason
     assert first.reason == second.reason
+
+
+async def test_a_right_that_is_missing_is_told_in_the_same_words_until_it_is_there(
+    there: Langfuse,
+) -> None:
+    """Answers have the number of the request in them, and spans are taken meanwhile."""
+    numbers = itertools.count(1)
+    there.score_answers = lambda _: (403, json.dumps({"message": f"request {next(numbers)}"}), {})
+    async with opened(there) as sink:
+        first = await failure(sink.send(scores(*score_lines(1))))
+        await sink.send(make_batch(span_lines(1)))
+        second = await failure(sink.send(scores(*score_lines(1))))
+        there.score_answers = lambda _: None
+        await sink.send(scores(*score_lines(1)))
+        there.score_answers = lambda _: (403, '{"message": "later"}', {})
+        third = await failure(sink.send(scores(*score_lines(1))))
+    assert "request 1" in first.reason
+    assert second.reason == first.reason
+    assert "later" in third.reason
+
+
+async def test_a_comment_that_is_cut_says_how_long_it_was(there: Langfuse) -> None:
+    async with opened(there) as sink:
+        await sink.send(scores(*score_lines(1, reasoning="y" * 800_000)))
+    [score] = there.scores.values()
+    assert len(score["comment"]) == 512 * 1024
+    assert score["metadata"]["original_bytes.reasoning"] == 800_000
 
 
 async def test_a_langfuse_that_is_too_old_costs_no_row(there: Langfuse) -> None:

@@ -51,10 +51,11 @@ def test_langfuse_from_the_environment() -> None:
 def test_one_key_without_the_other(
     monkeypatch: pytest.MonkeyPatch, there: str, missing: str
 ) -> None:
-    monkeypatch.setenv(there, SECRET)
+    key = f"lf-{SECRET}"
+    monkeypatch.setenv(there, key)
     with pytest.raises(ConfigurationError, match=f"^{missing} is not set") as refused:
         caribou.configure()
-    assert SECRET not in str(refused.value)
+    assert key not in str(refused.value)
     with pytest.raises(ConfigurationError, match=f"^{missing} is not set"):
         caribou.trace_run({"datapoint_id": "d", "phase": "eval"})
 
@@ -262,10 +263,14 @@ WRONG: list[tuple[str, Any, str]] = [
     ("langfuse_public_key", 5, "str"),
     ("langfuse_public_key", f"{SECRET}\r\nX-Evil: 1", "printable ASCII"),
     ("langfuse_public_key", f"pk:{SECRET}", "colon"),
+    ("langfuse_public_key", f"sk-lf-{SECRET}", "begins with pk-lf-"),
     ("langfuse_secret_key", f"{SECRET}\n", "printable ASCII"),
     ("langfuse_host", "langfuse.example", "http://host:port or https://host:port"),
     ("langfuse_host", f"https://pk:{SECRET}@langfuse.example", "LANGFUSE_SECRET_KEY"),
     ("langfuse_host", 5, "str"),
+    ("langfuse_host", "https://langfuse.example:99999", "a port that is not from 1 to 65535"),
+    ("langfuse_host", "https://langfuse.example:abc", "a port that is not from 1 to 65535"),
+    ("langfuse_host", "https://langfuse.example:0", "a port that is not from 1 to 65535"),
     ("langfuse_host", "https://langfuse example", "space"),
     ("langfuse_host", "https://langfuse\0.example", "control"),
     ("otlp", "grpc://collector:4317", "http://host:port or https://host:port"),
@@ -274,8 +279,17 @@ WRONG: list[tuple[str, Any, str]] = [
     ("otlp", {"headers": {}}, "no endpoint"),
     ("otlp", {"endpoint": "http://c", "token": SECRET}, "other keys than endpoint, headers,"),
     ("otlp", {"endpoint": "collector"}, "http://host:port"),
-    ("otlp", {"endpoint": "http://c", "headers": f"api-key {SECRET}"}, "key=value,key2=value2"),
-    ("otlp", {"endpoint": "http://c", "headers": {"a b": SECRET}}, "no HTTP header"),
+    (
+        "otlp",
+        {"endpoint": "http://c", "headers": f"api-key {SECRET}"},
+        "headers that must have the form key=value",
+    ),
+    ("otlp", {"endpoint": "http://c", "headers": ["a"]}, "headers that must be a str or a mapping"),
+    (
+        "otlp",
+        {"endpoint": "http://c", "headers": {"a b": SECRET}},
+        "headers that must hold names",
+    ),
     ("otlp", {"endpoint": "http://c", "headers": {"k": f"{SECRET}\r\nX: 1"}}, "printable"),
     ("otlp", {"endpoint": "http://c", "headers": {"k": 5}}, "texts"),
     ("otlp", {"endpoint": "http://c", "headers": 5}, "mapping"),

@@ -139,7 +139,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("kestrel_api_url", "clickhouse://kestrel", "http://host:port or https://host:port"),
     ("clickhouse_url", f"//user:{PASSWORD}@ch", "http://host:port"),
     ("clickhouse_url", "http://", "names no host"),
-    ("clickhouse_url", f"http://u:{PASSWORD}@ch:port", "is not a URL"),
+    ("clickhouse_url", f"http://u:{PASSWORD}@ch:port", "a port that is not"),
     ("clickhouse_url", f"http://u:{PASSWORD}@ch/?database=x", "query"),
     ("clickhouse_url", 5, "str"),
     ("clickhouse_database", "a-b; DROP", "letters, digits and underscores"),

@@ -68,12 +68,12 @@ def check_headers(value: object) -> Headers:
         raise InvalidType(f"must be a str or a mapping, not {type(value).__name__}")
     for name, text in pairs:
         if not isinstance(name, str) or not _TOKEN.fullmatch(name):
-            raise InvalidValue("holds a name that no HTTP header can have")
+            raise InvalidValue("must hold names only that an HTTP header can have")
         if not isinstance(text, str):
             raise InvalidType(f"must hold texts; {name} is {type(text).__name__}")
         # A line break would start another header.
         if not text.isascii() or not text.isprintable():
-            raise InvalidValue(f"holds a {name} with other than printable ASCII characters")
+            raise InvalidValue(f"must hold printable ASCII characters only; {name} has others")
     return tuple(pairs)
 
 
@@ -96,7 +96,10 @@ def check_otlp(value: object, url: Url) -> Otlp:
     if "endpoint" not in given:
         raise InvalidValue(f"has no endpoint; it {_OTLP_FORM}")
     endpoint = _below(given["endpoint"], url)
-    headers = check_headers(given.get("headers", {}))
+    try:
+        headers = check_headers(given.get("headers", {}))
+    except (InvalidType, InvalidValue) as problem:
+        raise type(problem)(f"has headers that {problem}") from None
     return endpoint, headers, check_transport(given, tls=_is_tls(endpoint))
 
 

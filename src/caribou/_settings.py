@@ -227,7 +227,7 @@ def _url(value: object, schemes: tuple[str, ...] = _HTTP) -> tuple[str, str | No
     known = " or ".join(f"{scheme}://host:port" for scheme in schemes)
     try:
         parts = urlsplit(value)
-        host, port = parts.hostname, parts.port
+        host = parts.hostname
     except ValueError:
         raise InvalidValue(f"is not a URL; it must have the form {known}") from None
     if parts.scheme not in schemes:
@@ -235,6 +235,12 @@ def _url(value: object, schemes: tuple[str, ...] = _HTTP) -> tuple[str, str | No
         raise InvalidValue(f"has {shown}; it must have the form {known}")
     if not host:
         raise InvalidValue(f"names no host; it must have the form {known}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise InvalidValue(f"has a port that is not from 1 to 65535; the form is {known}")
     if not host.isprintable() or " " in host:
         raise InvalidValue(f"has a space or a control in its host; it must have the form {known}")
     if parts.query or parts.fragment:
@@ -276,6 +282,9 @@ def _key(value: object) -> str:
 
 def _public_key(value: object) -> str:
     key = _key(value)
+    if key.startswith("sk-lf-"):
+        # It is shown, unlike the other.
+        raise InvalidValue("must not be the secret key; it is the key that begins with pk-lf-")
     if ":" in key:
         # It is the user's name in basic authentication, which a colon ends.
         raise InvalidValue("must not hold a colon; it is the key that begins with pk-lf-")

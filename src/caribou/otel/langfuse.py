@@ -165,7 +165,8 @@ def to_score(row: Row) -> dict[str, Any] | None:
         "name": str(row.get("grader_name") or "score"),
         "value": row["score"],
         "dataType": "NUMERIC",
-        "metadata": {name: row[name] for name in wanted if row.get(name) is not None},
+        "metadata": {name: row[name] for name in wanted if row.get(name) is not None}
+        | {f"original_bytes.{name}": size for name, size in sizes(row).items()},
     }
     if row.get("reasoning"):
         score["comment"] = row["reasoning"]

@@ -150,8 +150,9 @@ class Lines:
         try:
             shown = _decode(row)
             segments = self._rollout(shown) if not shown.span_id else self._span(shown)
-        except (msgspec.DecodeError, ValueError, ArithmeticError):
-            # A column of a later version, or a redaction hook that changed a type.
+        except Exception:
+            # A column of a later version, a redaction hook that changed a type, or whatever else:
+            # one line is not worth those that follow.
             return ""
         return _painted(segments, width, colour=colour)
 
@@ -255,11 +256,9 @@ def _contents(row: _Row) -> Iterator[str]:
     """The first of what was said, asked and answered."""
     yield _text(row.content)
     calls = _value(row.tool_calls)
-    if isinstance(calls, list):
-        for call in cast("list[Any]", calls):
+    if calls:
+        for call in cast("list[Any]", calls) if isinstance(calls, list) else [calls]:
             yield f"→ {_first(_called(call))}"
-    elif calls:
-        yield f"→ {_first(calls)}"
     yield _text(row.arguments)
     result = _text(row.result)
     yield f"= {result}" if result else ""
@@ -270,9 +269,7 @@ def _contents(row: _Row) -> Iterator[str]:
 def _called(call: Any) -> str:
     function = _member(call, "function") or call
     name, arguments = _member(function, "name"), _member(function, "arguments")
-    if name is None:
-        return _compact(call)
-    return f"{name} {arguments if isinstance(arguments, str) else _compact(arguments)}"
+    return _plain(call) if name is None else f"{name} {_plain(arguments)}"
 
 
 def _text(raw: msgspec.Raw) -> str:
@@ -284,7 +281,7 @@ def _text(raw: msgspec.Raw) -> str:
             shown = [text for text in texts if isinstance(text, str)]
             rest = len(texts) - len(shown)
             value = " ".join(shown) + (f" (+{rest} more)" if rest else "")
-    return _first(value if isinstance(value, str) else _compact(value))
+    return _first(_plain(value))
 
 
 def _first(text: str) -> str:
@@ -296,8 +293,11 @@ def _member(value: Any, key: str) -> Any:
     return cast("dict[str, Any]", value).get(key) if isinstance(value, dict) else None
 
 
-def _compact(value: Any) -> str:
-    return "" if value in (None, "", [], {}) else msgspec.json.encode(value).decode()
+def _plain(value: Any) -> str:
+    """A text as it is, and anything else as JSON."""
+    if isinstance(value, str):
+        return value
+    return "" if value in (None, [], {}) else msgspec.json.encode(value).decode()
 
 
 def _value(raw: msgspec.Raw) -> Any:

@@ -43,7 +43,7 @@ def ask(driven: object, method: str, *arguments: object) -> Any:
 def _raised(error: BaseException) -> Raised:
     try:
         said = str(error)
-    except Exception:
+    except BaseException:
         said = ""
     name = type(error).__name__
     return Raised(harmless(f"{name}: {said}"[:_MOST_REASON] if said else name))

@@ -77,7 +77,9 @@ class SpanSender:
         # By table: the batch that was last sent, and how many of its lines are acknowledged. A
         # server that takes so many requests a minute would else get the same ones again and again.
         self._sent: dict[str, tuple[str, int]] = {}
-        self._refusal: SinkError | None = None
+        # By status: the reason that was told first, as each answer may have words of its own, such
+        # as the request's id, and the addresses that have taken nothing since.
+        self._refusals: dict[int, tuple[str, set[str]]] = {}
         self._warned = ""
 
     async def send(self, batch: Batch, client: Client) -> None:
@@ -132,7 +134,7 @@ class SpanSender:
             answer = await client.post_spans(self._url, request)
         except NoAnswer as error:
             raise no_answer(error) from None
-        self.check(answer)
+        self.check(answer, self._url)
         try:
             rejected, message = partial_success(answer, plain=self._backend.plain_text)
         except NoAnswer:
@@ -145,24 +147,26 @@ class SpanSender:
             self._warned = message
             _logger.warning("%s took all spans, and says: %s", self._backend.who, message)
 
-    def check(self, answer: Answer) -> None:
-        """Return if the server took what it was sent.
+    def check(self, answer: Answer, url: str) -> None:
+        """Return if the server took what it was sent to ``url``.
 
         Raises:
             SinkError: it did not.
         """
         status = answer.status
         if status in (401, 403):
-            # Of several refusals at once, one is told of.
-            if self._refusal is None or self._refusal.code != status:
-                self._refusal = Misconfigured(
-                    f"{self._backend.who} refused the credentials; check "
-                    f"{self._backend.credentials} ({_told(answer)})",
-                    code=status,
-                )
-            raise Misconfigured(self._refusal.reason, code=status)
-        self._refusal = None
+            reason = (
+                f"{self._backend.who} refused the credentials; check "
+                f"{self._backend.credentials} ({_told(answer)})"
+            )
+            told_first, addresses = self._refusals.setdefault(status, (reason, set()))
+            addresses.add(url)
+            raise Misconfigured(told_first, code=status)
         if 200 <= status < 300:
+            for refused, (_, addresses) in tuple(self._refusals.items()):
+                addresses.discard(url)
+                if not addresses:
+                    del self._refusals[refused]
             return
         told = _told(answer)
         if status == 413:

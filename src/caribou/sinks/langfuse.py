@@ -141,11 +141,12 @@ class Langfuse(SpanSink):
     async def _post_score(self, score: dict[str, Any], client: Client) -> None:
         from caribou.sinks._otlp_http import said
 
+        url = self._host + _SCORES
         try:
-            answer = await client.post_json(self._host + _SCORES, score)
+            answer = await client.post_json(url, score)
         except NoAnswer as error:
             raise no_answer(error) from None
-        self.sender.check(answer)
+        self.sender.check(answer, url)
         try:
             taken = "id" in said(answer)
         except (ValueError, msgspec.DecodeError):
