@@ -13,7 +13,7 @@ import pytest
 from commandline import caribou as command
 from support.langfuse import SECRET_KEY, Langfuse, settings, variables
 from support.left import ROWS, kept, trace
-from support.otlp import Receiver, receiver
+from support.otlp import Receiver, Refusal, Request, receiver
 from support.servers import DoorServer
 
 import caribou.sync as caribou
@@ -117,6 +117,48 @@ def test_what_waits_for_langfuse_alone_is_not_kept_in_memory(
     # The one being written, those that wait to be used, and the one that Langfuse is to take.
     assert len(mapped) <= 6 < 10 <= len(waiting)
     assert not caribou.shutdown(0.1).complete
+
+
+def test_a_span_that_a_backend_chokes_on_holds_others_up_for_a_while_only(
+    there: Langfuse, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many servers answer 500 to what they cannot read, which is what they say in trouble, too."""
+    monkeypatch.setattr("caribou.sinks._otlp._ATTEMPTS_ALONE", 3)
+
+    def answer(request: Request) -> Refusal | None:
+        bad = any("BAD" in str(span.attributes) for span in request.spans)
+        return (500, '{"message": "cannot process"}', {}) if bad else None
+
+    there.answers = answer
+    caribou.configure(**settings(there), batch_age=0.01)
+    with caribou.trace_run({"datapoint_id": "d", "phase": "eval"}):
+        for number in range(20):
+            caribou.log(Message(role="user", content="BAD" if number == 7 else "good"))
+    while not caribou.flush(0.5).complete:
+        with caribou.trace_run({"datapoint_id": "d", "phase": "eval"}):
+            pass
+    account = caribou.stats().sinks["langfuse"]
+    assert account.dropped == {"dead_letter": 1}
+    assert sum(span.name != "invoke_agent" for span in there.spans.values()) == 19
+
+
+def test_trouble_with_one_table_is_told_once_while_another_is_taken(
+    there: Langfuse, caplog: pytest.LogCaptureFixture
+) -> None:
+    def answer(request: Request) -> Refusal | None:
+        return (503, "", {}) if any(span.parent_span_id for span in request.spans) else None
+
+    there.answers = answer
+    caribou.configure(**settings(there), batch_age=0.01)
+    with caplog.at_level(logging.INFO, "caribou"):
+        for _ in range(4):
+            trace()
+            assert not caribou.flush(0.6).complete
+        there.answers = lambda request: None
+        assert caribou.flush(20).complete
+    told = [message for message in caplog.messages if message.startswith("langfuse")]
+    assert ["Rows wait" in message for message in told] == [True, False]
+    assert told[1] == "langfuse takes rows again."
 
 
 def test_refused_keys_are_named_once_and_nothing_is_lost(

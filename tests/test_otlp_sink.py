@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from support.langfuse import AUTHORIZATION, PUBLIC_KEY, SECRET_KEY, Langfuse
-from support.otlp import JsonReceiver, Receiver, receiver
+from support.otlp import JsonReceiver, Receiver, Refusal, Request, receiver
 from support.rows import make_batch, span_lines
 from support.sinks import failure
 
@@ -224,6 +224,52 @@ async def test_a_gateways_refusal_is_no_rows_fault(there: Receiver, says: str, k
         error = await failure(sink.send(make_batch(span_lines(3))))
     assert isinstance(error, Misconfigured)
     assert "answers at" in error.reason
+
+
+def chokes(there: Receiver) -> None:
+    """Answer with 500 to whatever has the record 0 in it."""
+
+    def answer(request: Request) -> Refusal | None:
+        bad = any("content 0" in str(span.attributes) for span in request.spans)
+        return (500, "cannot process", {}) if bad else None
+
+    there.answers = answer
+
+
+async def test_a_batch_that_is_answered_500_is_halved_when_it_was_tried(there: Receiver) -> None:
+    chokes(there)
+    batch = make_batch(span_lines(2))
+    async with opened(there) as sink:
+        errors = [await failure(sink.send(batch)) for _ in range(3)]
+    assert [type(error) for error in errors] == [Retry, Retry, TooLarge]
+    # Not at once: most often the server is in trouble.
+    assert errors[2].retry_after is not None
+
+
+async def test_a_row_that_is_answered_500_waits_while_nothing_else_is_taken(
+    there: Receiver,
+) -> None:
+    chokes(there)
+    batch = make_batch(span_lines(1))
+    async with opened(there) as sink:
+        for _ in range(50):
+            assert isinstance(await failure(sink.send(batch)), Retry)
+
+
+async def test_a_row_that_is_answered_500_while_others_are_taken_is_at_fault(
+    there: Receiver,
+) -> None:
+    chokes(there)
+    bad, *good = (make_batch([line]) for line in span_lines(31))
+    async with opened(there) as sink:
+        errors: list[SinkError] = []
+        for batch in good[:20]:
+            errors.append(await failure(sink.send(bad)))
+            await sink.send(batch)
+        # Another row begins anew.
+        other = await failure(sink.send(make_batch(span_lines(1))))
+    assert [type(error) for error in errors] == [Retry] * 19 + [Poison]
+    assert isinstance(other, Retry)
 
 
 async def test_a_flood_of_an_answer_does_not_fill_the_memory(there: Receiver) -> None:

@@ -41,6 +41,9 @@ REQUEST_BYTES = 1 << 20
 _CHUNK = 128 << 10
 # Of what a header says, shorter words are no secrets, and stand in any text.
 _SHORTEST_SECRET = 8
+# Answers of 500 to a batch before it is halved, and to a single row before it is set aside.
+_ATTEMPTS_TOGETHER = 3
+_ATTEMPTS_ALONE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,10 @@ class SpanSender:
         # By status: the reason that was told first, as each answer may have words of its own, such
         # as the request's id, and the addresses that have taken nothing since.
         self._refusals: dict[int, tuple[str, set[str]]] = {}
+        # How many requests with spans were taken, and by table the batch that was last answered
+        # with 500, how often, and how many requests had been taken by then.
+        self._taken = 0
+        self._choked: dict[str, tuple[str, int, int]] = {}
         self._warned = ""
 
     async def send(self, batch: Batch, client: Client) -> None:
@@ -88,6 +95,30 @@ class SpanSender:
         Raises:
             SinkError: one of its subclasses, for every failure.
         """
+        try:
+            await self._send(batch, client)
+        except Retry as error:
+            if error.code == 500:
+                raise self._choking(batch, error) from None
+            raise
+
+    def _choking(self, batch: Batch, error: Retry) -> SinkError:
+        """What a 500 means: most often that the server is in trouble, sometimes that it cannot take
+        one of the spans, which is not to hold up all others for ever."""
+        batch_id, failures, taken = self._choked.get(batch.table, ("", 0, 0))
+        if batch_id != batch.batch_id:
+            failures, taken = 0, -1
+        # A single row is at fault when, time and again, others were taken meanwhile.
+        if batch.rows > 1 or self._taken > taken:
+            failures += 1
+        self._choked[batch.table] = batch.batch_id, failures, self._taken
+        if batch.rows > 1 and failures >= _ATTEMPTS_TOGETHER:
+            return TooLarge(error.reason, code=error.code, retry_after=error.retry_after or 0.0)
+        if batch.rows == 1 and failures >= _ATTEMPTS_ALONE:
+            return Poison(f"{error.reason}, and others were taken", code=error.code)
+        return error
+
+    async def _send(self, batch: Batch, client: Client) -> None:
         from caribou.otel.encoding import Envelope, encode_span
 
         if self._envelope is None:
@@ -108,6 +139,7 @@ class SpanSender:
                 raise Poison(f"a row is no span: {type(error).__name__}: {error}") from None
             if spans and size + len(data) > REQUEST_BYTES:
                 await self._request(client, self._envelope.around(spans))
+                self._taken += 1
                 self._sent[batch.table] = batch.batch_id, number - 1
                 spans, size = [], 0
             if data:
@@ -117,6 +149,7 @@ class SpanSender:
                 await asyncio.sleep(0)
         if spans:
             await self._request(client, self._envelope.around(spans))
+            self._taken += 1
         self._sent[batch.table] = batch.batch_id, number
 
     async def ask(self, client: Client) -> None:
