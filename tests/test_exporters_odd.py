@@ -47,6 +47,13 @@ def failing(times: int, how: Callable[[], Any]) -> Callable[[Sequence[ReadableSp
     return lambda spans: SpanExportResult.SUCCESS if next(left, None) is None else how()
 
 
+def waiting(rows: int) -> bool:
+    """Whether all rows that were logged wait, but for what is no span: the summary of a rollout
+    that goes on, if it was looked at by itself."""
+    logged, delivered, pending = account("exporter-odd")
+    return logged == rows and delivered <= 1 and delivered + pending == rows
+
+
 class Equal:
     def __eq__(self, other: object) -> bool:
         return True
@@ -115,7 +122,7 @@ def test_a_call_that_hangs_delays_nobody(gate: threading.Event) -> None:
     began = time.monotonic()
     assert not caribou.sync.flush(0.5).complete
     assert time.monotonic() - began < 1.5
-    assert account("exporter-odd") == (5, 0, 5)
+    assert waiting(5)
     began = time.monotonic()
     assert not caribou.sync.shutdown(0.5).complete
     assert time.monotonic() - began < 1.5
@@ -133,7 +140,7 @@ def test_clickhouse_gets_its_rows_beside_one_that_hangs(
     wait_until(lambda: account("clickhouse")[2] == 0)
     (count,) = door.rows(f"SELECT count() AS n FROM {database}.spans")
     assert int(count["n"]) == 100
-    assert account("exporter-odd") == (102, 0, 102)
+    assert waiting(102)
 
 
 def test_a_call_that_hangs_is_the_only_one_whoever_configures_what(gate: threading.Event) -> None:
