@@ -204,6 +204,42 @@ def test_a_query_can_be_interrupted(tmp_path: Path) -> None:
     assert sequence(tmp_path) == [1]
 
 
+# The signal is taken by another thread than the one that waits, as if it had come just before the
+# wait: nothing but Python's own note of it is left.
+_TAKEN_ELSEWHERE = """
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from caribou.store import LocalStore
+home, pipe = Path(sys.argv[1]), Path(sys.argv[2])
+
+def interrupt():
+    file = pipe.open("w")
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+    forever.wait()
+    file.close()
+
+forever = threading.Event()
+with LocalStore(home / "store", home / "journal", "caribou") as store:
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        store.query(f"SELECT * FROM file('{pipe}', 'TSV', 'a String')", format="CSV")
+    except KeyboardInterrupt:
+        os._exit(130)
+"""
+
+
+def test_an_interrupt_just_before_the_wait_for_an_answer_ends_it(tmp_path: Path) -> None:
+    with open_journal(tmp_path):
+        pass
+    pipe = tmp_path / "pipe.tsv"
+    os.mkfifo(pipe)
+    arguments = [sys.executable, "-c", _TAKEN_ELSEWHERE, str(tmp_path), str(pipe)]
+    assert subprocess.run(arguments, timeout=20).returncode == 130
+
+
 @contextlib.contextmanager
 def held(lock: Path) -> Iterator[None]:
     lock.parent.mkdir(parents=True, exist_ok=True)

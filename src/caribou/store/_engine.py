@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,7 +102,12 @@ class Engine:
         Raises:
             EngineError: the engine refused it.
         """
-        return self.submit(sql, parameters, format).result()
+        answer = self.submit(sql, parameters, format)
+        while not answer.done():
+            # A signal that comes between Python's last look for one and the wait does not end it:
+            # without a limit Ctrl-C would do nothing until the statement has ended.
+            wait_for([answer], _POLL)
+        return answer.result()
 
     def submit(
         self,
