@@ -56,6 +56,7 @@ def test_segments_that_stay_are_delivered_once_and_not_mapped(there: Langfuse, h
     mapped = [path for path in full if str(path) in Path("/proc/self/maps").read_text()]
     assert len(mapped) == 1  # the one being written
     assert caribou.shutdown(20).complete
+    assert len(list(home.glob("journal/*/spans-*.ndjson"))) > 2
     assert kept(home)["traces"] == 2
     assert there.received == len(there.spans) == 3001
 

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from ._otlp_transport import (
     Checked,
     Transport,
+    check_part,
     check_transport,
     found,
     transport_from_environment,
@@ -96,10 +97,7 @@ def check_otlp(value: object, url: Url) -> Otlp:
     if "endpoint" not in given:
         raise InvalidValue(f"has no endpoint; it {_OTLP_FORM}")
     endpoint = _below(given["endpoint"], url)
-    try:
-        headers = check_headers(given.get("headers", {}))
-    except (InvalidType, InvalidValue) as problem:
-        raise type(problem)(f"has headers that {problem}") from None
+    headers = check_part("headers", check_headers, given.get("headers", {}))
     return endpoint, headers, check_transport(given, tls=_is_tls(endpoint))
 
 

@@ -9,14 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 
 from ._certificates import check_certificates, check_identity
 from .errors import InvalidType, InvalidValue
 
-__all__ = ["Checked", "Transport", "check_transport", "found", "transport_from_environment"]
+__all__ = [
+    "Checked",
+    "Transport",
+    "check_part",
+    "check_transport",
+    "found",
+    "transport_from_environment",
+]
+
+Part = TypeVar("Part")
 
 Checked: TypeAlias = Callable[[str, Callable[[object], object], str], Any]
 """Calls a check of a variable's text, and names the variable in what that raises."""
@@ -93,6 +102,19 @@ def transport_from_environment(
     return Transport(**options)
 
 
+def check_part(what: str, check: Callable[[object], Part], value: object) -> Part:
+    """``value`` as ``check`` makes it, whose complaints say ``what`` they are about.
+
+    Raises:
+        InvalidType: it has the wrong type.
+        InvalidValue: it cannot work.
+    """
+    try:
+        return check(value)
+    except (InvalidType, InvalidValue) as problem:
+        raise type(problem)(f"has {what} that {problem}") from None
+
+
 def check_transport(given: Mapping[str, object], *, tls: bool) -> Transport:
     """What a mapping says of it, by the names of :class:`Transport`.
 
@@ -102,10 +124,7 @@ def check_transport(given: Mapping[str, object], *, tls: bool) -> Transport:
     """
 
     def checked(name: str, check: Callable[[object], object], value: object) -> Any:
-        try:
-            return check(value)
-        except (InvalidType, InvalidValue) as problem:
-            raise type(problem)(f"has a {name} that {problem}") from None
+        return check_part(f"a {name}", check, value)
 
     options: dict[str, Any] = {"names": tuple(f'otlp["{name}"]' for name in _FILES)}
     for name, check in (("compression", _compression), ("timeout", _seconds)):

@@ -240,7 +240,7 @@ def _url(value: object, schemes: tuple[str, ...] = _HTTP) -> tuple[str, str | No
     except ValueError:
         port = 0
     if port == 0:
-        raise InvalidValue(f"has a port that is not from 1 to 65535; the form is {known}")
+        raise InvalidValue(f"has a port that is not from 1 to 65535; it must have the form {known}")
     if not host.isprintable() or " " in host:
         raise InvalidValue(f"has a space or a control in its host; it must have the form {known}")
     if parts.query or parts.fragment:

@@ -51,8 +51,9 @@ def success(spans: Sequence[ReadableSpan]) -> SpanExportResult:
     return SpanExportResult.SUCCESS
 
 
-def rollout(count: int = 3, **meta: Any) -> None:
+def rollout(count: int = 3, *, opened: Callable[[], object] = lambda: None, **meta: Any) -> None:
     with caribou.sync.trace_run({**META, **meta}):
+        opened()
         for number in range(count):
             log(Message(role="user", content=f"content {number}"))
 

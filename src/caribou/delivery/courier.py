@@ -48,9 +48,6 @@ class Link:
     gate: Gate = field(default_factory=Gate)
     gate_apart: Gate = field(default_factory=Gate)
     notices: Notices = field(default_factory=Notices)
-    failing: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
-    """By what is warned of, the tables of which that is true: a success with one of them does not
-    end the trouble of another."""
 
     def goes_apart(self, table: str) -> bool:
         """Whether the sink sends a table elsewhere than the others: trouble there is no trouble
@@ -75,7 +72,6 @@ class Courier:
         if apart:
             self._gate, self._other_gate = self._other_gate, self._gate
         self._trouble = f"{link.sink.name} ({table})" if apart else link.sink.name
-        self._failing = link.failing.setdefault(self._trouble, set())
         self._sources = sources
         self._due = asyncio.Event()
         self._all_due = False
@@ -255,7 +251,7 @@ class Courier:
             except (Poison, TooLarge) as refusal:
                 self._gate.passed()
                 if refusal.retry_after is None:
-                    self._failing.discard(self.table)
+                    self._gate.failing.discard(self.table)
                     return refusal
                 # The backend is short of something now: ask for less, and not at once.
                 link.ledger.last_error = refusal.reason
@@ -286,15 +282,15 @@ class Courier:
             else:
                 self._gate.passed()
                 link.ledger.last_error = None
-                self._failing.discard(self.table)
-                if not self._failing:
+                self._gate.failing.discard(self.table)
+                if not self._gate.failing:
                     link.notices.settle(trouble, "%s takes rows again.", trouble)
                 return "acknowledged"
 
     def _failed(self, reason: str, retry_after: float | None) -> None:
         link = self._link
         link.ledger.last_error = reason
-        self._failing.add(self.table)
+        self._gate.failing.add(self.table)
         self._gate.failed(retry_after)
         if self._other_gate.failures:
             # Told of already.

@@ -32,6 +32,8 @@ class Gate:
 
     def __init__(self) -> None:
         self.failures: int = 0
+        self.failing: set[str] = set()
+        """The tables in trouble: a success with one of them does not end that of another."""
         self._opens = 0.0
         self._not_before = 0.0
         self._asked_until = 0.0

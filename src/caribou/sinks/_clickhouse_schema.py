@@ -39,7 +39,7 @@ class Schema:
         self._looked = False
         # A making began here, and none has ended well since.
         self._unfinished = False
-        self._failures = 0
+        self._pause = 0.0
         self._again = 0.0
 
     async def finish(self) -> SinkError | None:
@@ -67,15 +67,15 @@ class Schema:
         now = time.monotonic()
         if not self._unfinished or now < self._again:
             return
-        if not self._failures:
+        if not self._pause:
             _logger.warning(
                 "Not all tables and views of the database %s could be made (%s). Rows are stored "
                 "even so, and it is tried again.",
                 self._database,
                 failure.reason,
             )
-        self._again = now + min(2.0**self._failures, _LONGEST_PAUSE)
-        self._failures = min(self._failures + 1, 10)
+        self._pause = min(2 * self._pause or 1.0, _LONGEST_PAUSE)
+        self._again = now + self._pause
 
     async def make(self, made: int) -> None:
         """Create or update it, unless another insert did so since it had been ``made``.
@@ -108,7 +108,7 @@ class Schema:
             self.made += 1
             self._looked = True
             self._unfinished = False
-            self._failures = 0
+            self._pause = 0.0
 
     def leave_loop(self) -> None:
         """The next event loop may be another one."""

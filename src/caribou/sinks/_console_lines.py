@@ -150,9 +150,8 @@ class Lines:
         try:
             shown = _decode(row)
             segments = self._rollout(shown) if not shown.span_id else self._span(shown)
-        except Exception:
-            # A column of a later version, a redaction hook that changed a type, or whatever else:
-            # one line is not worth those that follow.
+        except (msgspec.DecodeError, ValueError, ArithmeticError):
+            # A column of a later version, or a redaction hook that changed a type.
             return ""
         return _painted(segments, width, colour=colour)
 

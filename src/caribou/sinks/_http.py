@@ -84,9 +84,10 @@ def as_no_answer(
         raise NoAnswer("no answer within the time limit", sent=sent()) from None
     except (aiohttp.ClientError, OSError) as error:
         reason = clean(str(error)) or type(error).__name__
-        refused = identity and _REFUSED_IDENTITY.search(reason)
-        cure = f"the {who} wants another certificate of this side; {identity} names it"
-        raise NoAnswer(reason, sent=sent(), cure=cure if refused else "") from None
+        cure = ""
+        if identity and _REFUSED_IDENTITY.search(reason):
+            cure = f"the {who} wants another certificate of this side; {identity} names it"
+        raise NoAnswer(reason, sent=sent(), cure=cure) from None
 
 
 class _DaemonResolver(AbstractResolver):

@@ -80,9 +80,8 @@ class SpanSender:
         # By table: the batch that was last sent, and how many of its lines are acknowledged. A
         # server that takes so many requests a minute would else get the same ones again and again.
         self._sent: dict[str, tuple[str, int]] = {}
-        # By status: the reason that was told first, as each answer may have words of its own, such
-        # as the request's id, and the addresses that have taken nothing since.
-        self._refusals: dict[int, tuple[str, set[str]]] = {}
+        # By address, until it takes something.
+        self._refusals: dict[str, Misconfigured] = {}
         # How many requests with spans were taken, and by table the batch that was last answered
         # with 500, how often, and how many requests had been taken by then.
         self._taken = 0
@@ -139,7 +138,6 @@ class SpanSender:
                 raise Poison(f"a row is no span: {type(error).__name__}: {error}") from None
             if spans and size + len(data) > REQUEST_BYTES:
                 await self._request(client, self._envelope.around(spans))
-                self._taken += 1
                 self._sent[batch.table] = batch.batch_id, number - 1
                 spans, size = [], 0
             if data:
@@ -149,7 +147,6 @@ class SpanSender:
                 await asyncio.sleep(0)
         if spans:
             await self._request(client, self._envelope.around(spans))
-            self._taken += 1
         self._sent[batch.table] = batch.batch_id, number
 
     async def ask(self, client: Client) -> None:
@@ -176,6 +173,8 @@ class SpanSender:
             # Which they are is not told. The courier halves the batch until it knows.
             told = f"spans rejected: {rejected}"
             raise Poison(f"{told}, {message}" if message else told)
+        if request:
+            self._taken += 1
         if message and message != self._warned:
             self._warned = message
             _logger.warning("%s took all spans, and says: %s", self._backend.who, message)
@@ -188,18 +187,17 @@ class SpanSender:
         """
         status = answer.status
         if status in (401, 403):
-            reason = (
+            # Of several, one is told of: each may have words of its own, such as a request's id.
+            alike = (other for other in self._refusals.values() if other.code == status)
+            refusal = next(alike, None) or Misconfigured(
                 f"{self._backend.who} refused the credentials; check "
-                f"{self._backend.credentials} ({_told(answer)})"
+                f"{self._backend.credentials} ({_told(answer)})",
+                code=status,
             )
-            told_first, addresses = self._refusals.setdefault(status, (reason, set()))
-            addresses.add(url)
-            raise Misconfigured(told_first, code=status)
+            self._refusals[url] = refusal
+            raise Misconfigured(refusal.reason, code=status)
         if 200 <= status < 300:
-            for refused, (_, addresses) in tuple(self._refusals.items()):
-                addresses.discard(url)
-                if not addresses:
-                    del self._refusals[refused]
+            self._refusals.pop(url, None)
             return
         told = _told(answer)
         if status == 413:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import os
 import select
 import signal
@@ -24,6 +25,8 @@ from ._console_lines import Lines
 from .base import Batch
 
 __all__ = ["Console"]
+
+_logger = logging.getLogger("caribou")
 
 _MOST_WAITING = 8 << 20
 # Rows of several tables come one after another: so long, in seconds, they are waited for.
@@ -152,7 +155,7 @@ class Console:
         began = time.thread_time()
         chunk, size = "", 0
         for row in rows:
-            line = self._lines.line(row, width=width, colour=colour)
+            line = self._line(row, width, colour)
             length = len(line.encode(errors="replace"))
             if size + length > _WRITE:
                 yield chunk
@@ -165,6 +168,14 @@ class Console:
             self._bytes_done += len(row) + 1
         if chunk:
             yield chunk
+
+    def _line(self, row: bytes, width: int, colour: bool) -> str:
+        try:
+            return self._lines.line(row, width=width, colour=colour)
+        except Exception:
+            # A defect, and one line is not worth those that follow.
+            _logger.debug("A row cannot be shown", exc_info=True)
+            return ""
 
     def _look(self) -> tuple[int, bool]:
         """The columns there are, and whether colours are wanted."""
