@@ -8,7 +8,7 @@ keys.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
@@ -20,12 +20,14 @@ from ._otlp_transport import (
     found,
     transport_from_environment,
 )
+from ._urls import check_url
 from .errors import ConfigurationError, InvalidType, InvalidValue
 
 __all__ = [
     "LANGFUSE_HOST",
     "check_headers",
     "check_langfuse",
+    "check_langfuse_host",
     "check_otlp",
     "otlp_from_environment",
     "resource_from_environment",
@@ -35,7 +37,6 @@ __all__ = [
 LANGFUSE_HOST: Final = "https://us.cloud.langfuse.com"
 
 Headers = tuple[tuple[str, str], ...]
-Url = Callable[[object], tuple[str, str | None, str | None]]
 Otlp = tuple[str, Headers, Transport]
 """Where spans are posted to, empty for nowhere; the headers; and how they travel."""
 
@@ -78,7 +79,7 @@ def check_headers(value: object) -> Headers:
     return tuple(pairs)
 
 
-def check_otlp(value: object, url: Url) -> Otlp:
+def check_otlp(value: object) -> Otlp:
     """What ``configure(otlp=...)`` takes.
 
     Raises:
@@ -96,28 +97,22 @@ def check_otlp(value: object, url: Url) -> Otlp:
         raise InvalidValue(f"has other keys than {', '.join(_OTLP_KEYS)}")
     if "endpoint" not in given:
         raise InvalidValue(f"has no endpoint; it {_OTLP_FORM}")
-    endpoint = _below(given["endpoint"], url)
+    endpoint = _below(given["endpoint"])
     headers = check_part("headers", check_headers, given.get("headers", {}))
     return endpoint, headers, check_transport(given, tls=_is_tls(endpoint))
 
 
-def otlp_from_environment(environ: Mapping[str, str], checked: Checked, url: Url) -> Otlp:
+def otlp_from_environment(environ: Mapping[str, str], checked: Checked) -> Otlp:
     """What the environment says.
 
     Raises:
         ConfigurationError: a variable has a value that cannot work.
     """
 
-    def as_it_is(value: object) -> str:
-        return _place(value, url)
-
-    def with_path(value: object) -> str:
-        return _below(value, url)
-
     variable, text = found(environ, "OTEL_EXPORTER_OTLP_ENDPOINT")
     if not text or why_otlp_is_left_alone(environ):
         return "", (), Transport()
-    endpoint = checked(variable, as_it_is if "_TRACES_" in variable else with_path, text)
+    endpoint = checked(variable, _place if "_TRACES_" in variable else _below, text)
     variable, text = found(environ, "OTEL_EXPORTER_OTLP_HEADERS")
     headers = checked(variable, check_headers, text)
     return endpoint, headers, transport_from_environment(environ, checked, tls=_is_tls(endpoint))
@@ -194,6 +189,17 @@ def check_langfuse(public: str | None, secret: str | None) -> tuple[str | None, 
     return public, secret
 
 
+def check_langfuse_host(value: object) -> str:
+    """The address, without the path of the API should it be there; the default for an empty one.
+
+    Raises:
+        InvalidType: it is no str.
+        InvalidValue: it is no URL of HTTP, or holds credentials.
+    """
+    bare = check_url(value, "they go into LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY")
+    return bare.removesuffix("/api/public/otel") or LANGFUSE_HOST
+
+
 def _pairs(text: str) -> list[tuple[str, str]]:
     pairs: list[tuple[str, str]] = []
     for member in text.split(","):
@@ -213,14 +219,12 @@ def _is_tls(endpoint: str) -> bool:
     return endpoint.startswith("https:")
 
 
-def _below(value: object, url: Url) -> str:
+def _below(value: object) -> str:
     """The traces' address below an endpoint; empty for none."""
-    place = _place(value, url)
+    place = _place(value)
     return place and f"{place.removesuffix('/')}{_PATH}"
 
 
-def _place(value: object, url: Url) -> str:
-    bare, user, password = url(value)
-    if user is not None or password is not None:
-        raise InvalidValue("must not hold credentials; they go into OTEL_EXPORTER_OTLP_HEADERS")
+def _place(value: object) -> str:
+    bare = check_url(value, "they go into OTEL_EXPORTER_OTLP_HEADERS")
     return bare if not bare or urlsplit(bare).path else f"{bare}/"

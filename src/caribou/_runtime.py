@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ._registration import Registrar
-from ._settings import Settings, is_native
+from ._settings import Settings
+from ._urls import is_native
 from .delivery.accounting import FlushResult, SinkStats
 from .errors import ConfigurationError
 from .journal.journal import Journal

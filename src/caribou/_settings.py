@@ -5,13 +5,11 @@ Every bad value is one exception that names the variable or the argument and the
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import msgspec
 
@@ -20,19 +18,19 @@ from ._exporters import Exporters, check_exporters
 from ._otel_settings import (
     LANGFUSE_HOST,
     check_langfuse,
+    check_langfuse_host,
     check_otlp,
     otlp_from_environment,
     resource_from_environment,
 )
 from ._otlp_transport import Transport
+from ._urls import check_clickhouse_url, check_kestrel_url
 from .errors import CaribouError, ConfigurationError, InvalidType, InvalidValue, MissingExtra
 from .records import Phase
 
-__all__ = ["PHASES", "Redact", "Settings", "from_environment", "is_native"]
+__all__ = ["PHASES", "Redact", "Settings", "from_environment"]
 
 PHASES: Final[tuple[Phase, ...]] = ("train", "eval", "prod")
-_HTTP: Final = ("http", "https")
-_NATIVE: Final = ("clickhouse", "clickhouses")
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"", "0", "false", "no", "off"})
 _SECRET: Final = frozenset(
@@ -135,7 +133,7 @@ def from_environment(
     given = given or {}
     if "otlp" not in given:
         # All of it belongs to the one endpoint.
-        values["otlp"] = otlp_from_environment(environ, _checked_variable, _url)
+        values["otlp"] = otlp_from_environment(environ, _checked_variable)
     for name, value in given.items():
         values[name] = _checked(name, _ARGUMENTS[name], value, environment=False)
     url = values.get("clickhouse_url")
@@ -193,83 +191,6 @@ def _phase(value: object) -> str:
     if value not in PHASES:
         raise InvalidValue(f"must be one of {', '.join(PHASES)}, not {value!r}")
     return str(value)
-
-
-def is_native(url: str) -> bool:
-    """Whether a ``clickhouse_url`` speaks ClickHouse's native protocol, and not HTTP."""
-    return urlsplit(url).scheme in _NATIVE
-
-
-def _clickhouse_url(value: object) -> tuple[str, str | None, str | None]:
-    """As :func:`_url`, of either protocol."""
-    bare, user, password = _url(value, _HTTP + _NATIVE)
-    if is_native(bare):
-        if urlsplit(bare).path:
-            raise InvalidValue(
-                "takes no path with clickhouse(s)://; the database goes into CLICKHOUSE_DATABASE"
-            )
-        if importlib.util.find_spec("asynch") is None:
-            raise MissingExtra(
-                "with clickhouse(s):// needs the package asynch: "
-                "pip install 'caribou-trace[native]'"
-            )
-    return bare, user, password
-
-
-def _url(value: object, schemes: tuple[str, ...] = _HTTP) -> tuple[str, str | None, str | None]:
-    """The URL without credentials, the user, the password. Never shows the URL: it may hold a
-    password. An empty one asks for local mode."""
-    if not isinstance(value, str):
-        raise InvalidType(f"must be a str, not {type(value).__name__}")
-    value = value.strip()
-    if not value:
-        return "", None, None
-    known = " or ".join(f"{scheme}://host:port" for scheme in schemes)
-    try:
-        parts = urlsplit(value)
-        host = parts.hostname
-    except ValueError:
-        raise InvalidValue(f"is not a URL; it must have the form {known}") from None
-    if parts.scheme not in schemes:
-        shown = f"{parts.scheme}://" if parts.scheme and "://" in value else "no scheme"
-        raise InvalidValue(f"has {shown}; it must have the form {known}")
-    if not host:
-        raise InvalidValue(f"names no host; it must have the form {known}")
-    try:
-        port = parts.port
-    except ValueError:
-        port = 0
-    if port == 0:
-        raise InvalidValue(f"has a port that is not from 1 to 65535; it must have the form {known}")
-    if not host.isprintable() or " " in host:
-        raise InvalidValue(f"has a space or a control in its host; it must have the form {known}")
-    if parts.query or parts.fragment:
-        raise InvalidValue(f"must not have a query or a fragment; it must have the form {known}")
-    shown_host = f"[{host}]" if ":" in host else quote(host, safe="")
-    place = shown_host if port is None else f"{shown_host}:{port}"
-    bare = urlunsplit((parts.scheme, place, parts.path.rstrip("/"), "", ""))
-    user = unquote(parts.username) if parts.username else None
-    password = unquote(parts.password) if parts.password else None
-    return bare, user, password
-
-
-def _kestrel_url(value: object) -> str | None:
-    """The URL, without the path of the API should it be there; None for an empty one, which asks
-    for no Kestrel."""
-    bare, user, password = _url(value)
-    if user is not None or password is not None:
-        raise InvalidValue("must not hold credentials; the key goes into KESTREL_API_KEY")
-    return bare.removesuffix("/api/v1") or None
-
-
-def _langfuse_host(value: object) -> str:
-    """The address, without the path of the API should it be there; the default for an empty one."""
-    bare, user, password = _url(value)
-    if user is not None or password is not None:
-        raise InvalidValue(
-            "must not hold credentials; they go into LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY"
-        )
-    return bare.removesuffix("/api/public/otel") or LANGFUSE_HOST
 
 
 def _key(value: object) -> str:
@@ -366,15 +287,15 @@ def _hook(value: object) -> object:
 
 
 _VARIABLES: Final[dict[str, tuple[str, Callable[[object], object]]]] = {
-    "clickhouse_url": ("CLICKHOUSE_URL", _clickhouse_url),
+    "clickhouse_url": ("CLICKHOUSE_URL", check_clickhouse_url),
     "clickhouse_database": ("CLICKHOUSE_DATABASE", _database),
     "clickhouse_user": ("CLICKHOUSE_USER", _text),
     "clickhouse_password": ("CLICKHOUSE_PASSWORD", _password),
-    "kestrel_api_url": ("KESTREL_API_URL", _kestrel_url),
+    "kestrel_api_url": ("KESTREL_API_URL", check_kestrel_url),
     "kestrel_api_key": ("KESTREL_API_KEY", _key),
     "langfuse_public_key": ("LANGFUSE_PUBLIC_KEY", _public_key),
     "langfuse_secret_key": ("LANGFUSE_SECRET_KEY", _key),
-    "langfuse_host": ("LANGFUSE_HOST", _langfuse_host),
+    "langfuse_host": ("LANGFUSE_HOST", check_langfuse_host),
     "home": ("CARIBOU_HOME", _path),
     "journal_dir": ("CARIBOU_JOURNAL_DIR", _path),
     "disabled": ("CARIBOU_DISABLED", _switch),
@@ -384,16 +305,16 @@ _VARIABLES: Final[dict[str, tuple[str, Callable[[object], object]]]] = {
 _ARGUMENTS: Final[dict[str, Callable[[object], object]]] = {
     "run_id": _text,
     "phase": _phase,
-    "clickhouse_url": _clickhouse_url,
+    "clickhouse_url": check_clickhouse_url,
     "clickhouse_database": _database,
     "clickhouse_user": _text,
     "clickhouse_password": _password,
-    "kestrel_api_url": _kestrel_url,
+    "kestrel_api_url": check_kestrel_url,
     "kestrel_api_key": _key,
     "langfuse_public_key": _public_key,
     "langfuse_secret_key": _key,
-    "langfuse_host": _langfuse_host,
-    "otlp": lambda value: check_otlp(value, _url),
+    "langfuse_host": check_langfuse_host,
+    "otlp": check_otlp,
     "exporters": check_exporters,
     "home": _path,
     "journal_dir": _path,
