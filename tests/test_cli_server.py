@@ -91,6 +91,11 @@ def test_a_server_that_is_too_old_is_told(
     for url in (old_server.url, old_server.native_url):
         env = on(old_server, database) | {"CLICKHOUSE_URL": url}
         assert "too old" in refused(caribou("migrate", home=tmp_path, **env))
+        told = caribou("doctor", "--json", home=tmp_path, **env)
+        [problem] = [row for row in told.objects if row["status"] == "problem"]
+        assert problem["check"] == "server"
+        assert "ClickHouse 18.16.1 answers" in problem["detail"]
+        assert "24.8 or newer" in problem["advice"]
 
 
 def test_a_user_who_may_set_nothing_can_read(old_server: OldServer, tmp_path: Path) -> None:

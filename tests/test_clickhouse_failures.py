@@ -68,6 +68,19 @@ async def test_a_reason_holds_no_terminal_escapes(door: DoorServer, database: st
     assert len(refused.reason) <= 400
 
 
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [(b"Down for\nmaintenance.\n", "Down for maintenance"), (b"Wait ...", "Wait ...")],
+)
+async def test_a_reason_has_no_full_stop_as_it_goes_into_sentences(
+    proxy: FaultProxy, database: str, body: bytes, told: str
+) -> None:
+    async with open_sink(proxy.url, database) as sink:
+        proxy.fault(Answer(503, {}, body))
+        refused = await failure(sink.send(make_batch(span_lines(1))))
+    assert refused.reason == f"HTTP status 503: {told}"
+
+
 async def test_out_of_memory_asks_for_smaller_batches(door: DoorServer, database: str) -> None:
     async with open_sink(door.url, database) as sink:
         await sink.send(make_batch(span_lines(1)))

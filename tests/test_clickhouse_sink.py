@@ -274,6 +274,8 @@ async def test_the_old_server_refuses_in_its_own_words(
         missing = await failure(sink.send(good))
         assert type(missing) is Misconfigured
         assert missing.code in (60, 81)
+        assert "too old" in missing.reason
+        assert "24.8 or newer" in missing.reason
         await off_loop(old_server.create_tables, database)
         poison = await failure(sink.send(bad))
         assert type(poison) is Poison

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from ..journal.owner import (
     read_info,
 )
 from ..journal.reader import read_rows, segment_files
+from ..schema import OLDEST_SERVER, SERVER_NEEDED
 from ..sinks.base import SinkError
 from ._format import counted
 from ._owners import undelivered
@@ -119,11 +121,18 @@ def _server(settings: Settings) -> Iterator[Check]:
                 " what is recorded waits in the journal",
             )
             return
-        yield Check("server", "ok", f"ClickHouse {version} answers")
+        answers = f"ClickHouse {version} answers"
+        if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_SERVER:
+            advice = f"{SERVER_NEEDED}; what is recorded waits in the journal"
+            yield Check("server", "problem", answers, advice)
+            return
+        yield Check("server", "ok", answers)
         try:
             store.rows("SELECT trace_id FROM traces LIMIT 1")
         except CaribouError as error:
-            yield Check("schema", "problem", str(error), "run: caribou migrate")
+            # A right that is lacking needs somebody else.
+            advice = "run: caribou migrate" if "caribou migrate" in str(error) else ""
+            yield Check("schema", "problem", str(error), advice)
         else:
             yield Check("schema", "ok", f"database {settings.clickhouse_database} has the tables")
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from caribou.schema.migrate import migrate, migrate_sync, render
+from caribou.schema.migrate import (
+    OLDEST_SERVER,
+    SERVER_NEEDED,
+    migrate,
+    migrate_sync,
+    render,
+)
 from caribou.schema.tables import (
     TABLES,
     Table,
@@ -14,6 +20,8 @@ from caribou.schema.tables import (
 )
 
 __all__ = [
+    "OLDEST_SERVER",
+    "SERVER_NEEDED",
     "TABLES",
     "Table",
     "insert_statement",

@@ -11,7 +11,11 @@ from collections.abc import Awaitable, Callable, Generator
 from caribou.errors import ConfigurationError
 from caribou.schema.tables import ALL_TABLES, quote, quote_text, scripts
 
-__all__ = ["migrate", "migrate_sync", "render"]
+__all__ = ["OLDEST_SERVER", "SERVER_NEEDED", "migrate", "migrate_sync", "render"]
+
+OLDEST_SERVER = (24, 8)
+"""The oldest release of ClickHouse that can hold the tables."""
+SERVER_NEEDED = "ClickHouse {}.{} or newer is needed".format(*OLDEST_SERVER)
 
 _APPLIED = """\
 CREATE TABLE IF NOT EXISTS {database}.schema_migrations{on_cluster}

@@ -49,8 +49,10 @@ class NoAnswer(Exception):
 
 
 def clean(text: str) -> str:
-    """One short line that is safe to show: servers quote what agents wrote in their messages."""
+    """One short line that is safe to show: servers quote what agents wrote in their messages. It
+    goes into sentences, hence without its full stop."""
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    line = line if line.endswith("..") else line.removesuffix(".")
     return line if len(line) <= _LONGEST_REASON else line[: _LONGEST_REASON - 1] + "…"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from caribou.schema import SERVER_NEEDED
 from caribou.sinks._answers import NoAnswer, clean, retry_after
 from caribou.sinks.base import (
     Ambiguous,
@@ -62,8 +63,7 @@ _HINTS = {
     ),
     **dict.fromkeys(
         (48, 50, 73, 115, 452),
-        "the server is too old, or forbids a setting that Caribou needs "
-        "(ClickHouse 24.8 or newer is needed)",
+        f"the server is too old, or forbids a setting that Caribou needs ({SERVER_NEEDED})",
     ),
 }
 

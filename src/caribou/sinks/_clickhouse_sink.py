@@ -12,7 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
-from caribou.schema import TABLES, quote, quote_text
+from caribou.schema import SERVER_NEEDED, TABLES, quote, quote_text
 from caribou.sinks._clickhouse_client import Client
 from caribou.sinks._clickhouse_endpoint import Endpoint
 from caribou.sinks._clickhouse_errors import (
@@ -112,8 +112,15 @@ class ClickHouseSink(ABC, Generic[AnyClient]):
             try:
                 await self._insert(batch, _query_id(batch), legacy=legacy)
             except ServerError as error:
-                if legacy or error.code not in MISSING_SCHEMA:
+                if error.code not in MISSING_SCHEMA:
                     raise
+                if legacy:
+                    # One that holds them was given them by hand, as tests do.
+                    raise Misconfigured(
+                        f"the tables are missing, and the server is too old for them; "
+                        f"{SERVER_NEEDED}",
+                        code=error.code,
+                    ) from None
                 if unfinished is not None:
                     raise unfinished from None
                 await self._schema.make(made)
