@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from commandline import caribou, environment, record, refused
+from support.faultproxy import Answer, Fault, FaultProxy, Link, Request
 from support.servers import DoorServer, OldServer, Server
 
 PROGRAM = """
@@ -96,6 +97,35 @@ def test_a_server_that_is_too_old_is_told(
         assert problem["check"] == "server"
         assert "ClickHouse 18.16.1 answers" in problem["detail"]
         assert "24.8 or newer" in problem["advice"]
+
+
+class _NoRight(Fault):
+    """A server whose user may not read the tables."""
+
+    async def meet(self, request: Request, link: Link) -> None:
+        if b"traces" in request.body:
+            await Answer(
+                403, {"X-ClickHouse-Exception-Code": "497"}, b"Code: 497. Not enough privileges"
+            ).meet(request, link)
+        else:
+            link.writer.write(await link.forward(request.head + request.body))
+            await link.writer.drain()
+
+
+def test_doctor_advises_to_migrate_where_that_helps(
+    door: DoorServer, database: str, tmp_path: Path
+) -> None:
+    def advice(url: str) -> str:
+        env = on(door, database) | {"CLICKHOUSE_URL": url}
+        told = caribou("doctor", "--json", home=tmp_path, **env).objects
+        [problem] = [row for row in told if row["status"] == "problem"]
+        assert problem["check"] == "schema"
+        return str(problem["advice"])
+
+    assert advice(door.url) == "run: caribou migrate"
+    with FaultProxy(door.port) as proxy:
+        proxy.fault(_NoRight(), every=True)
+        assert advice(proxy.url) == ""
 
 
 def test_a_user_who_may_set_nothing_can_read(old_server: OldServer, tmp_path: Path) -> None:
