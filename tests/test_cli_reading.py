@@ -39,6 +39,7 @@ async def one(number):
         caribou.log(Message(role="system", content="Be kind."))
         caribou.log(Message(role="user", content=HOSTILE if number == 1 else f"Hello {{number}}"))
         caribou.log(Message(role="assistant", tool_calls=CALL, input_tokens=1200, output_tokens=7,
+                            cache_read_tokens=3400, cache_write_tokens=56, reasoning_tokens=89,
                             cost_usd=0.5, duration_ms=1500.0))
         caribou.log(ToolExecution(name="search", call_id="c1", arguments={{"q": "deer"}},
                                   result="Caribou, Rangifer tarandus", duration_ms=12.0))
@@ -152,6 +153,7 @@ def test_show_tells_the_conversation(home: Path) -> None:
         "--- turn 1 ---",
         "Be kind.",
         'search {"q": "deer"}',
+        "1,200 in · 3,400 read from cache · 56 written to cache · 7 out · 89 of reasoning",
         "1.5 s",
         "tool search",
         "Caribou, Rangifer tarandus",

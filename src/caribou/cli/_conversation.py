@@ -19,6 +19,15 @@ _MAX_CHARACTERS = 1600
 # JSON wider than this is laid out over several lines.
 _WIDTH = 96
 
+# They are counted apart from each other.
+_TOKENS = (
+    ("input_tokens", "in"),
+    ("cache_read_tokens", "read from cache"),
+    ("cache_write_tokens", "written to cache"),
+    ("output_tokens", "out"),
+    ("reasoning_tokens", "of reasoning"),
+)
+
 _ROLE_STYLES = {
     "system": "bold magenta",
     "user": "bold blue",
@@ -194,11 +203,7 @@ def _other(span: Row, depth: int, marks: list[str]) -> Iterator[_Line]:
 
 
 def _usage(span: Row) -> list[str]:
-    tokens = [
-        f"{fmt.count(span[key])} {word}"
-        for key, word in (("input_tokens", "in"), ("output_tokens", "out"))
-        if span[key]
-    ]
+    tokens = [f"{fmt.count(span[key])} {word}" for key, word in _TOKENS if span[key]]
     price = [fmt.cost(span["cost_usd"])] if span["cost_usd"] else []
     return [*tokens, *price, *([fmt.duration(span["duration_ms"])] if span["duration_ms"] else [])]
 
