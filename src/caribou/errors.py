@@ -51,7 +51,15 @@ class JournalError(CaribouError):
 
 
 class StoreError(CaribouError):
-    """A query could not be answered by the local store or the ClickHouse server."""
+    """A query could not be answered by the local store or the ClickHouse server.
+
+    Attributes:
+        code: ClickHouse's error code, e.g. 60; 0 where it gave none.
+    """
+
+    def __init__(self, message: str, *, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class KestrelError(CaribouError):

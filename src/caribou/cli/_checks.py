@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from .._otel_settings import why_otlp_is_left_alone
 from .._otlp_transport import found
 from .._settings import Settings
 from ..delivery.dead_letters import read_dead_letters
-from ..errors import CaribouError, JournalError
+from ..errors import CaribouError, JournalError, StoreError
 from ..journal.owner import (
     EXPORTER,
     OwnerInfo,
@@ -28,7 +27,8 @@ from ..journal.owner import (
     read_info,
 )
 from ..journal.reader import read_rows, segment_files
-from ..schema import OLDEST_SERVER, SERVER_NEEDED
+from ..schema import OLDEST_SERVER, SERVER_NEEDED, release_of
+from ..sinks._clickhouse_errors import MISSING_SCHEMA
 from ..sinks.base import SinkError
 from ._format import counted
 from ._owners import undelivered
@@ -122,7 +122,7 @@ def _server(settings: Settings) -> Iterator[Check]:
             )
             return
         answers = f"ClickHouse {version} answers"
-        if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_SERVER:
+        if release_of(version) < OLDEST_SERVER:
             advice = f"{SERVER_NEEDED}; what is recorded waits in the journal"
             yield Check("server", "problem", answers, advice)
             return
@@ -131,7 +131,8 @@ def _server(settings: Settings) -> Iterator[Check]:
             store.rows("SELECT trace_id FROM traces LIMIT 1")
         except CaribouError as error:
             # A right that is lacking needs somebody else.
-            advice = "run: caribou migrate" if "caribou migrate" in str(error) else ""
+            missing = isinstance(error, StoreError) and error.code in MISSING_SCHEMA
+            advice = "run: caribou migrate" if missing else ""
             yield Check("schema", "problem", str(error), advice)
         else:
             yield Check("schema", "ok", f"database {settings.clickhouse_database} has the tables")

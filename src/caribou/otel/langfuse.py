@@ -166,7 +166,7 @@ def to_score(row: Row) -> dict[str, Any] | None:
         "value": row["score"],
         "dataType": "NUMERIC",
         "metadata": {name: row[name] for name in wanted if row.get(name) is not None}
-        | {f"original_bytes.{name}": size for name, size in sizes(row).items()},
+        | _original_bytes(row),
     }
     if row.get("reasoning"):
         score["comment"] = row["reasoning"]
@@ -324,5 +324,9 @@ def _metadata(
 
 
 def _sizes(row: Row, attributes: Attributes) -> None:
-    for name, size in sizes(row).items():
-        _metadata(attributes, f"original_bytes.{name}", size)
+    for name, size in _original_bytes(row).items():
+        _metadata(attributes, name, size)
+
+
+def _original_bytes(row: Row) -> dict[str, int]:
+    return {f"original_bytes.{name}": size for name, size in sizes(row).items()}

@@ -7,6 +7,7 @@ from caribou.schema.migrate import (
     SERVER_NEEDED,
     migrate,
     migrate_sync,
+    release_of,
     render,
 )
 from caribou.schema.tables import (
@@ -30,6 +31,7 @@ __all__ = [
     "parameter",
     "quote",
     "quote_text",
+    "release_of",
     "render",
     "scripts",
 ]

@@ -6,12 +6,13 @@ implementation serves a server reached through asyncio and an engine that is cal
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Generator
 
 from caribou.errors import ConfigurationError
 from caribou.schema.tables import ALL_TABLES, quote, quote_text, scripts
 
-__all__ = ["OLDEST_SERVER", "SERVER_NEEDED", "migrate", "migrate_sync", "render"]
+__all__ = ["OLDEST_SERVER", "SERVER_NEEDED", "migrate", "migrate_sync", "release_of", "render"]
 
 OLDEST_SERVER = (24, 8)
 """The oldest release of ClickHouse that can hold the tables."""
@@ -77,8 +78,8 @@ def _steps(
     if not set(ALL_TABLES).issubset(answer.decode().split()):
         applied.clear()  # somebody dropped a table; every statement may be run again
     answer = yield "SELECT version() FORMAT TSV"
-    release = tuple(int(part) for part in answer.split(b".")[:2])
-    text_index = _TEXT_INDEX if release >= _HAS_TEXT_INDEX else _OLDER_TEXT_INDEX
+    has_text_index = release_of(answer.decode()) >= _HAS_TEXT_INDEX
+    text_index = _TEXT_INDEX if has_text_index else _OLDER_TEXT_INDEX
     done: list[str] = []
     for number, name, sql in scripts():
         if number in applied:
@@ -97,6 +98,12 @@ def _record(number: int, name: str) -> str:
         # Not VALUES: over the native protocol their data would have to come apart.
         f"SELECT {number}, {quote_text(name)}"
     )
+
+
+def release_of(version: str) -> tuple[int, ...]:
+    """Year and number of the release that a server's ``version()`` tells; empty where none."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else ()
 
 
 async def migrate(

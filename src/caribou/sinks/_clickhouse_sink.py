@@ -12,7 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
-from caribou.schema import SERVER_NEEDED, TABLES, quote, quote_text
+from caribou.schema import SERVER_NEEDED, TABLES, quote, quote_text, release_of
 from caribou.sinks._clickhouse_client import Client
 from caribou.sinks._clickhouse_endpoint import Endpoint
 from caribou.sinks._clickhouse_errors import (
@@ -117,8 +117,8 @@ class ClickHouseSink(ABC, Generic[AnyClient]):
                 if legacy:
                     # One that holds them was given them by hand, as tests do.
                     raise Misconfigured(
-                        f"the tables are missing, and the server is too old for them; "
-                        f"{SERVER_NEEDED}",
+                        "the tables are missing, and the server is too old for them; "
+                        + SERVER_NEEDED,
                         code=error.code,
                     ) from None
                 if unfinished is not None:
@@ -170,10 +170,10 @@ class ClickHouseSink(ABC, Generic[AnyClient]):
     async def _is_legacy(self) -> bool:
         if self._legacy is None:
             answer = (await self._ask("SELECT version() FORMAT TSV")).decode(errors="replace")
-            numbers = re.match(r"(\d+)\.(\d+)", answer)
-            if numbers is None:
+            release = release_of(answer)
+            if not release:
                 raise Misconfigured("no ClickHouse answers at CLICKHOUSE_URL")
-            self._legacy = (int(numbers[1]), int(numbers[2])) < _OLDEST_WITH_INPUT
+            self._legacy = release < _OLDEST_WITH_INPUT
         return self._legacy
 
     async def _is_running(self, batch: Batch) -> bool:

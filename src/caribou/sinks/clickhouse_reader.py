@@ -121,7 +121,7 @@ class ClickHouseReader:
             # The answer is held back until the query has ended, so that a failure half way is one.
             return await self._client.request(sql, settings={"wait_end_of_query": "1", **settings})
         except ServerError as error:
-            raise StoreError(_reason(error)) from None
+            raise StoreError(_reason(error), code=error.code) from None
         except NoAnswer as error:
             raise StoreError(f"{self.target}: {error.reason}") from None
 

@@ -48,11 +48,7 @@ _CODE = re.compile(r"Code: (\d+)\.\s*(?:DB::Exception: )?")
 
 
 class EngineError(StoreError):
-    """The engine refused a statement. ``code`` is ClickHouse's error code, 0 when unknown."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
+    """The engine refused a statement."""
 
 
 class Engine:
@@ -241,5 +237,5 @@ def _engine_error(error: Exception) -> EngineError:
     text = _message(error)
     match = _CODE.search(text)
     if match is None:
-        return EngineError(text, 0)
-    return EngineError(text[match.end() :].strip(), int(match[1]))
+        return EngineError(text)
+    return EngineError(text[match.end() :].strip(), code=int(match[1]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 
 from .._settings import Settings
 from ..errors import StoreError
@@ -13,7 +12,7 @@ from .base import Parameters, Store
 __all__ = ["ServerStore", "server_reader"]
 
 # A user whose profile is read-only may not set anything, not even that it only reads.
-_SETTINGS_REFUSED = re.compile(r"Code: 164\b")
+_SETTINGS_REFUSED = 164
 _SETTINGS = {
     "readonly": "2",
     "output_format_json_quote_64bit_integers": "0",
@@ -77,7 +76,7 @@ class ServerStore(Store):
         try:
             return self._ask(sql, parameters, format)
         except StoreError as error:
-            if self._plain or not _SETTINGS_REFUSED.search(str(error)):
+            if self._plain or error.code != _SETTINGS_REFUSED:
                 raise
         self._plain = True
         self._runner.run(self._reader.aclose())
